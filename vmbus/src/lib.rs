@@ -1,2 +1,19 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), no_std)]
+// Tests may allocate as they like; the library asks and may be refused.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_macros))]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
+#[cfg(feature = "alloc")]
+pub mod fallible;
+pub mod hyperv;
+pub mod memory;
+pub mod platform;
+pub mod protocol;
+pub mod sync;
+pub mod time;
+
+pub use platform::Platform;
+pub use time::{Deadline, Instant};

@@ -1,0 +1,14 @@
+//! Memory: guest-physical addresses, pages that the host may see, and the ways to touch them soundly.
+//!
+//! The host may read and write the memory in these types at any moment. So there is never a `&[u8]` or `&mut [u8]` over
+//! it: it is copied in and out, or read and written as atomics. What was copied out once is checked and used from the
+//! copy.
+//!
+//! - [`Gpa`] and [`Pfn`]: a guest-physical address, and the number of a guest page of 4 KiB.
+//! - [`SharedPages`]: an owned block of pages from the [`Platform`](crate::Platform), released when dropped.
+
+mod address;
+mod pages;
+
+pub use address::{Gpa, PAGE_SIZE, Pfn, pages_for};
+pub use pages::{OutOfRange, SharedPages, SharedWord};
