@@ -19,7 +19,7 @@ use crate::nested::{Clock, Job, paths};
 use crate::process::{Child, command};
 use crate::progress::Step;
 use crate::qemu::Accelerator;
-use crate::scenarios::{self, Image, Scenario, Verdict};
+use crate::scenarios::{Scenario, Verdict};
 use crate::{build, session, tools};
 
 /// The file in which the process of a scenario leaves its [`Verdict`].
@@ -80,9 +80,10 @@ impl Harness {
     }
 
     fn attempt(&self, scenario: &Scenario) -> Result<Verdict> {
-        let kernel = match scenario.image {
-            Image::Hello => None,
-            Image::Kernel | Image::LinuxEntry => Some(once(&self.kernel, build::kernel)?),
+        let kernel = if scenario.image.needs_kernel() {
+            Some(once(&self.kernel, build::kernel)?)
+        } else {
+            None
         };
         if scenario.accelerator == Accelerator::Plain || host::probe_kvm() == Kvm::Usable {
             return self.here(scenario, kernel.as_deref());
@@ -133,15 +134,16 @@ impl Harness {
     }
 
     fn start_group(&self, group: &'static str, clock: Clock, ground: Ground) -> Receiver<(String, Verdict)> {
-        let usable = |scenario: &&Scenario| scenario.clock == clock && scenario.accelerator == Accelerator::Hyperv;
-        let kernel = once(&self.kernel, build::kernel);
-        let scenarios: Vec<Scenario> = self
-            .selected
-            .iter()
-            .filter(usable)
-            .filter(|scenario| scenario.image == Image::Hello || kernel.is_ok())
-            .copied()
-            .collect();
+        let ours = |scenario: &&Scenario| scenario.clock == clock && scenario.accelerator == Accelerator::Hyperv;
+        let mut scenarios: Vec<Scenario> = self.selected.iter().filter(ours).copied().collect();
+        let mut kernel = None;
+        if scenarios.iter().any(|scenario| scenario.image.needs_kernel()) {
+            kernel = once(&self.kernel, build::kernel).ok();
+        }
+        if kernel.is_none() {
+            // Those that need it have failed, or will, with the reason.
+            scenarios.retain(|scenario| !scenario.image.needs_kernel());
+        }
         let (sender, results) = mpsc::channel();
         let group = Group {
             name: group,
@@ -149,7 +151,7 @@ impl Harness {
             ground,
             runner: self.runner.clone(),
             logs: self.logs.clone(),
-            kernel: kernel.ok(),
+            kernel,
         };
         // This thread starts QEMU, which dies with it, and lives until the last result.
         std::thread::spawn(move || group.run(&scenarios, &sender));
@@ -234,7 +236,12 @@ impl Group {
         let mut middle = Middle::start(&self.ground, self.clock, &self.runner, jobs, &files, &console)?;
         let up = middle.next(START)?;
         anyhow::ensure!(up.kind == Kind::Up, "the middle Linux began with {:?}", up.kind);
-        step.done("the middle Linux is up");
+        let uptime = String::from_utf8_lossy(&up.payload)
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        step.done(&format!("the middle Linux is up, on its own clock after {uptime} s"));
         for scenario in scenarios {
             let verdict = one(&mut middle, &self.logs.join(format!("{}.log", scenario.name)))?;
             *done += 1;
@@ -274,10 +281,4 @@ fn one(middle: &mut Middle, log: &Path) -> Result<Verdict> {
             Kind::Up | Kind::Begin | Kind::Trouble | Kind::In | Kind::Stop => {}
         }
     }
-}
-
-/// All scenarios by name.
-#[must_use]
-pub fn scenarios() -> Vec<Scenario> {
-    scenarios::all()
 }

@@ -178,7 +178,11 @@ fn firmware(qemu: &Qemu) -> Result<Vec<(String, PathBuf)>> {
 pub fn assemble(to: &Path, base: &Path, runner: &Path, plan: &Plan, files: &[(String, PathBuf)]) -> Result<()> {
     fs::copy(base, to).with_context(|| format!("cannot copy {} to {}", base.display(), to.display()))?;
     let mut archive = Archive::new(BufWriter::new(File::options().append(true).open(to)?));
-    archive.copy(paths::RUNNER, runner)?;
+    // Debug information would be most of it.
+    archive.file(
+        paths::RUNNER,
+        &crate::build::strip(&fs::read(runner)?).context("cannot strip this program")?,
+    )?;
     for library in closure::libraries(&[runner.to_string_lossy().into_owned()])? {
         archive.copy(&library, &library)?;
     }

@@ -43,6 +43,19 @@ pub fn all() -> Vec<Scenario> {
             ..COMMON
         },
         Scenario {
+            name: "ground_linux_entry",
+            image: Image::HelloLinuxEntry,
+            memory: "32",
+            ..COMMON
+        },
+        Scenario {
+            name: "ground_real_time",
+            image: Image::Hello,
+            clock: Clock::Real,
+            memory: "32",
+            ..COMMON
+        },
+        Scenario {
             name: "ground_plain",
             image: Image::Hello,
             accelerator: Accelerator::Plain,

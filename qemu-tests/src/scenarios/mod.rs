@@ -31,8 +31,18 @@ pub enum Image {
     Kernel,
     /// Our kernel, by its Linux 64-bit entry.
     LinuxEntry,
-    /// A guest of a few bytes that needs nothing but the ground under it.
+    /// A guest of a few bytes that needs nothing but the ground under it, by its PVH entry.
     Hello,
+    /// The same, by the entry of the Linux 64-bit boot protocol.
+    HelloLinuxEntry,
+}
+
+impl Image {
+    /// Whether our kernel is in it.
+    #[must_use]
+    pub const fn needs_kernel(self) -> bool {
+        matches!(self, Self::Kernel | Self::LinuxEntry)
+    }
 }
 
 /// What counts as success.
@@ -195,6 +205,11 @@ fn attempt(scenario: &Scenario, qemu: &Qemu, kernel: &Path, log: File, verdict: 
     result
 }
 
+/// A guest whose few instructions mean the same in 32-bit and in 64-bit mode.
+fn hello() -> Vec<u8> {
+    pvh::hello("hello from the smallest guest\n@@ verdict pass\n", 0x10)
+}
+
 /// The file for `-kernel`.
 fn image(scenario: &Scenario, kernel: &Path, cmdline: &str, folder: &Path) -> Result<PathBuf> {
     let content = match scenario.image {
@@ -203,7 +218,8 @@ fn image(scenario: &Scenario, kernel: &Path, cmdline: &str, folder: &Path) -> Re
             let elf = std::fs::read(kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
             linux64::trampoline(&elf, cmdline, linux64::megabytes(scenario.memory)?)?
         }
-        Image::Hello => pvh::hello("hello from the smallest guest\n@@ verdict pass\n", 0x10),
+        Image::Hello => hello(),
+        Image::HelloLinuxEntry => linux64::trampoline(&hello(), cmdline, linux64::megabytes(scenario.memory)?)?,
     };
     let file = folder.join("image");
     std::fs::write(&file, content)?;
