@@ -64,7 +64,7 @@ fn executable(messages: &str, binary: &str) -> Option<PathBuf> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let ours = artifacts.filter(|message| message.pointer("/target/name").is_some_and(|name| name == binary));
     ours.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .last()
+        .next_back()
 }
 
 fn cargo() -> Command {
@@ -150,10 +150,12 @@ mod tests {
     fn stripping_keeps_what_is_loaded() {
         let image = crate::pvh::hello("hi\n", 0x10);
         let mut with_sections = image.clone();
-        with_sections[0x28] = 0x77;
-        with_sections[0x3c] = 3;
+        // One section header, behind everything: e_shoff, e_shentsize, e_shnum.
+        with_sections[0x28..0x30].copy_from_slice(&(image.len() as u64).to_le_bytes());
+        with_sections[0x3a] = 64;
+        with_sections[0x3c] = 1;
+        with_sections.extend_from_slice(&[0; 64]);
         with_sections.extend_from_slice(b"debug information");
-        // The parser looks at the section headers only when asked.
         assert_eq!(strip(&with_sections).unwrap(), image);
         assert!(strip(b"MZ").is_err());
     }

@@ -14,12 +14,12 @@ use elf::endian::LittleEndian;
 use crate::pvh::{self, Segment};
 
 /// Where the tables go: 0x1000 (GDT) to 0xa000 (end of the page tables).
-const LOW: usize = 0x1000;
-const LOW_END: usize = 0xa000;
-const GDT: usize = 0x1000;
-const ZERO_PAGE: usize = 0x2000;
-const CMDLINE: usize = 0x3000;
-const PML4: usize = 0x4000;
+const LOW: u32 = 0x1000;
+const LOW_END: u32 = 0xa000;
+const GDT: u32 = 0x1000;
+const ZERO_PAGE: u32 = 0x2000;
+const CMDLINE: u32 = 0x3000;
+const PML4: u32 = 0x4000;
 
 /// The size in MiB at the start of what goes behind `-m`.
 ///
@@ -62,7 +62,7 @@ pub fn trampoline(kernel: &[u8], cmdline: &str, megabytes: u64) -> Result<Vec<u8
     let tables = tables(cmdline, megabytes)?;
     let code = code(base, entry, u32::try_from(tables.len())?);
     let mut content = code;
-    content.resize(CODE_SIZE, 0x90);
+    content.resize(CODE_SIZE as usize, 0x90);
     content.extend_from_slice(&tables);
     let size = content.len() as u64;
     segments.push(Segment {
@@ -74,23 +74,25 @@ pub fn trampoline(kernel: &[u8], cmdline: &str, megabytes: u64) -> Result<Vec<u8
 }
 
 /// Room for the code; the tables follow.
-const CODE_SIZE: usize = 0x1000;
+const CODE_SIZE: u32 = 0x1000;
 
 /// The image of memory from [`LOW`] to [`LOW_END`].
 fn tables(cmdline: &str, megabytes: u64) -> Result<Vec<u8>> {
-    let mut image = vec![0; LOW_END - LOW];
-    let mut put = |address: usize, bytes: &[u8]| -> Result<()> {
-        let slot = image
-            .get_mut(address - LOW..address - LOW + bytes.len())
-            .context("too large for its place")?;
+    let mut image = vec![0; (LOW_END - LOW) as usize];
+    let mut put = |address: u32, bytes: &[u8]| -> Result<()> {
+        let at = (address - LOW) as usize;
+        let slot = image.get_mut(at..at + bytes.len()).context("too large for its place")?;
         slot.copy_from_slice(bytes);
         Ok(())
     };
     // Null, 64-bit code, data; accessed already, so that the processor need not write.
-    for (index, descriptor) in [0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff].iter().enumerate() {
+    for (index, descriptor) in (0..).zip([0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff]) {
         put(GDT + index * 8, &descriptor.to_le_bytes())?;
     }
-    ensure!(cmdline.len() < PML4 - CMDLINE, "the command line is too long");
+    ensure!(
+        cmdline.len() < (PML4 - CMDLINE) as usize,
+        "the command line is too long"
+    );
     put(CMDLINE, cmdline.as_bytes())?;
     // boot_params: the parts that a loader fills for a kernel that enters at its 64-bit entry.
     let ranges = [
@@ -99,7 +101,7 @@ fn tables(cmdline: &str, megabytes: u64) -> Result<Vec<u8>> {
         (1 << 20, (megabytes << 20) - (1 << 20), 1),
     ];
     put(ZERO_PAGE + 0x1e8, &[3])?;
-    for (index, (start, length, kind)) in ranges.iter().enumerate() {
+    for (index, (start, length, kind)) in (0..).zip(ranges) {
         let at = ZERO_PAGE + 0x2d0 + index * 20;
         put(at, &start.to_le_bytes())?;
         put(at + 8, &length.to_le_bytes())?;
@@ -108,18 +110,18 @@ fn tables(cmdline: &str, megabytes: u64) -> Result<Vec<u8>> {
     put(ZERO_PAGE + 0x1fe, &0xaa55_u16.to_le_bytes())?;
     put(ZERO_PAGE + 0x202, b"HdrS")?;
     put(ZERO_PAGE + 0x210, &[0xff])?; // an unnamed loader
-    put(ZERO_PAGE + 0x228, &u32::try_from(CMDLINE)?.to_le_bytes())?;
+    put(ZERO_PAGE + 0x228, &CMDLINE.to_le_bytes())?;
     put(ZERO_PAGE + 0x238, &u32::try_from(cmdline.len() + 1)?.to_le_bytes())?;
     // The identity map: one table of each upper level, four of 2 MiB pages.
     put(PML4, &0x5003_u64.to_le_bytes())?;
-    for gigabyte in 0..4_usize {
+    for gigabyte in 0..4_u32 {
         put(
             0x5000 + gigabyte * 8,
-            &(0x6003 + 0x1000 * gigabyte as u64).to_le_bytes(),
+            &u64::from(0x6003 + 0x1000 * gigabyte).to_le_bytes(),
         )?;
     }
-    for page in 0..2048_usize {
-        put(0x6000 + page * 8, &(((page as u64) << 21) | 0x83).to_le_bytes())?;
+    for page in 0..2048_u32 {
+        put(0x6000 + page * 8, &((u64::from(page) << 21) | 0x83).to_le_bytes())?;
     }
     Ok(image)
 }
@@ -135,15 +137,15 @@ fn code(base: u32, entry: u32, length: u32) -> Vec<u8> {
         u32::try_from(code.len()).unwrap_or(0)
     };
     emit(&[0xfa, 0xfc], None); // cli; cld
-    emit(&[0xbe], Some(base + CODE_SIZE as u32)); // mov esi, tables
-    emit(&[0xbf], Some(LOW as u32)); // mov edi, LOW
+    emit(&[0xbe], Some(base + CODE_SIZE)); // mov esi, tables
+    emit(&[0xbf], Some(LOW)); // mov edi, LOW
     emit(&[0xb9], Some(length)); // mov ecx, length
     emit(&[0xf3, 0xa4], None); // rep movsb
     emit(&[0x0f, 0x01, 0x15], Some(base + 0xf00)); // lgdt [descriptor]
     emit(&[0x0f, 0x01, 0x1d], Some(base + 0xf10)); // lidt [nothing]
     emit(&[0xb8], Some(0x60)); // mov eax, CR4
     emit(&[0x0f, 0x22, 0xe0], None); // mov cr4, eax
-    emit(&[0xb8], Some(PML4 as u32)); // mov eax, CR3
+    emit(&[0xb8], Some(PML4)); // mov eax, CR3
     emit(&[0x0f, 0x22, 0xd8], None); // mov cr3, eax
     emit(&[0xb9], Some(0xc000_0080)); // mov ecx, EFER
     emit(&[0xb8], Some(0x901)); // mov eax, SCE + LME + NXE; the processor adds LMA
@@ -157,13 +159,13 @@ fn code(base: u32, entry: u32, length: u32) -> Vec<u8> {
     emit(&[0xb8], Some(0x10)); // mov eax, 0x10
     emit(&[0x8e, 0xd8, 0x8e, 0xd0, 0x8e, 0xc0, 0x8e, 0xe0, 0x8e, 0xe8], None); // mov ds, ss, es, fs, gs
     emit(&[0x31, 0xe4], None); // xor esp, esp
-    emit(&[0xbe], Some(ZERO_PAGE as u32)); // mov esi, zero page
+    emit(&[0xbe], Some(ZERO_PAGE)); // mov esi, zero page
     emit(&[0x31, 0xdb, 0x31, 0xc9, 0x31, 0xd2, 0x31, 0xff, 0x31, 0xed], None); // ebx, ecx, edx, edi, ebp = 0
     emit(&[0xb8], Some(entry)); // mov eax, entry
     emit(&[0xff, 0xe0], None); // jmp rax
     code.resize(0xf00, 0x90);
     code.extend_from_slice(&23_u16.to_le_bytes());
-    code.extend_from_slice(&(GDT as u32).to_le_bytes());
+    code.extend_from_slice(&GDT.to_le_bytes());
     code.resize(0xf10, 0);
     code.extend_from_slice(&[0; 6]);
     code
@@ -176,12 +178,13 @@ mod tests {
     #[test]
     fn the_tables_are_where_the_protocol_has_them() {
         let image = tables("log=info", 64).unwrap();
-        let word = |address: usize| u64::from_le_bytes(image[address - LOW..address - LOW + 8].try_into().unwrap());
+        let at = |address: u32| &image[(address - LOW) as usize..];
+        let word = |address: u32| u64::from_le_bytes(at(address)[..8].try_into().unwrap());
         assert_eq!(word(PML4), 0x5003);
         assert_eq!(word(0x5018), 0x9003);
         assert_eq!(word(0x6000 + 2047 * 8), (4 << 30) - (2 << 20) + 0x83);
-        assert_eq!(&image[CMDLINE - LOW..CMDLINE - LOW + 9], b"log=info\0");
-        assert_eq!(image[ZERO_PAGE - LOW + 0x1e8], 3);
+        assert_eq!(&at(CMDLINE)[..9], b"log=info\0");
+        assert_eq!(at(ZERO_PAGE + 0x1e8)[0], 3);
         assert_eq!(word(ZERO_PAGE + 0x2d0 + 40), 1 << 20);
         assert_eq!(word(ZERO_PAGE + 0x2d0 + 48), 63 << 20);
         assert!(tables(&"x".repeat(4096), 64).is_err());

@@ -1,7 +1,7 @@
 //! One run of the kernel for a person: `cargo run`, and `cargo run --package kernel` through `run PATH`.
 //!
-//! The guest's text goes to standard output, what is typed goes to the guest. [`boot`] decides for a host; [`local`] is a run on this
-//! machine's KVM; [`nested`] starts the same program with the same options inside the nested host and passes everything through.
+//! The guest's text goes to standard output, what is typed goes to the guest. [`boot`] decides for a host: this machine's
+//! KVM, or the same program with the same options inside the nested host, with everything passed through.
 
 use std::fs::{self, File};
 use std::io::{IsTerminal, Read, Write};

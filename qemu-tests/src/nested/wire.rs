@@ -116,7 +116,7 @@ mod tests {
         let frames: Vec<Frame> = NAMES
             .iter()
             .enumerate()
-            .map(|(job, (kind, _))| Frame::new(*kind, job, vec![b'\n', 0, 0xff, b'x'].repeat(job)))
+            .map(|(job, (kind, _))| Frame::new(*kind, job, [b'\n', 0, 0xff, b'x'].repeat(job)))
             .collect();
         let mut bytes = Vec::new();
         for frame in &frames {
