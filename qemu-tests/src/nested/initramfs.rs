@@ -103,6 +103,16 @@ pub fn base(qemu: &Qemu, kernel: &Kernel) -> Result<PathBuf> {
         return Ok(file);
     }
     let _lock = tools::Lock::take(&folder, "another run prepares the nested host; waiting for it")?;
+    if file.exists() {
+        return Ok(file);
+    }
+    for old in fs::read_dir(&folder)?.filter_map(std::result::Result::ok) {
+        let name = old.file_name().to_string_lossy().into_owned();
+        if name.starts_with("base-") && name.ends_with(".cpio") {
+            // Made of other host tools. Whoever still reads it keeps it open.
+            fs::remove_file(old.path())?;
+        }
+    }
     let temporary = tempfile::NamedTempFile::new_in(&folder)?;
     let mut archive = Archive::new(BufWriter::new(temporary.as_file()));
     archive.copy("/qemu/bin/qemu-system-x86_64", Path::new(program))?;
@@ -170,14 +180,16 @@ fn firmware(qemu: &Qemu) -> Result<Vec<(String, PathBuf)>> {
         .context("QEMU's BIOS (bios-256k.bin) is in none of its folders: install SeaBIOS")
 }
 
-/// Writes the whole initramfs: `base`, then `runner`, the plan and `files` (name below [`paths::FILES`], and from where).
+/// Makes the whole initramfs: `base`, then `runner`, the plan and `files` (name below [`paths::FILES`], and from where). The file has no
+/// name, so it cannot be left behind.
 ///
 /// # Errors
 ///
 /// A file that cannot be read or written.
-pub fn assemble(to: &Path, base: &Path, runner: &Path, plan: &Plan, files: &[(String, PathBuf)]) -> Result<()> {
-    fs::copy(base, to).with_context(|| format!("cannot copy {} to {}", base.display(), to.display()))?;
-    let mut archive = Archive::new(BufWriter::new(File::options().append(true).open(to)?));
+pub fn assemble(base: &Path, runner: &Path, plan: &Plan, files: &[(String, PathBuf)]) -> Result<File> {
+    let mut to = tempfile::tempfile_in(tools::folder()).context("cannot make a temporary file in the tools folder")?;
+    std::io::copy(&mut File::open(base)?, &mut to).with_context(|| format!("cannot copy {}", base.display()))?;
+    let mut archive = Archive::new(BufWriter::new(&to));
     // Debug information would be most of it.
     archive.file(
         paths::RUNNER,
@@ -191,7 +203,7 @@ pub fn assemble(to: &Path, base: &Path, runner: &Path, plan: &Plan, files: &[(St
     }
     archive.file(paths::PLAN, serde_json::to_string(plan)?.as_bytes())?;
     archive.finish()?.flush()?;
-    Ok(())
+    Ok(to)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The middle Linux, seen from outside: starts it, passes frames, ends it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -48,7 +49,7 @@ pub struct Middle {
     stdin: Arc<Mutex<ChildStdin>>,
     frames: Receiver<Result<Frame, String>>,
     console: PathBuf,
-    _initramfs: tempfile::NamedTempFile,
+    _initramfs: File,
 }
 
 /// The sending half of the wire.
@@ -78,11 +79,9 @@ impl Middle {
         files: &[(String, PathBuf)],
         console: &Path,
     ) -> Result<Self> {
-        let initramfs = tempfile::Builder::new()
-            .prefix("initramfs-")
-            .tempfile_in(tools::folder())?;
         let modules = ground.kernel.modules.iter().map(|(name, _)| name.clone()).collect();
-        initramfs::assemble(initramfs.path(), &ground.base, runner, &Plan { jobs, modules }, files)?;
+        let initramfs = initramfs::assemble(&ground.base, runner, &Plan { jobs, modules }, files)?;
+        let initramfs_path = format!("/proc/{}/fd/{}", std::process::id(), initramfs.as_raw_fd());
         let mut command = ground.qemu.command();
         match clock {
             Clock::Real => command.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
@@ -96,7 +95,7 @@ impl Middle {
             .arg("-kernel")
             .arg(&ground.kernel.image)
             .arg("-initrd")
-            .arg(initramfs.path());
+            .arg(initramfs_path);
         command.args([
             "-append",
             "console=ttyS0 panic=-1 quiet random.trust_cpu=on tsc=reliable mitigations=off",
