@@ -17,7 +17,7 @@ pub struct Report {
     pub vmbus: Vmbus,
     /// Every offered device.
     pub devices: Vec<Device>,
-    /// When which phase of the start was reached, by name: `vmbus_connected`, `dynamic_memory_running`, ...
+    /// When which phase of the start was reached, by name: `vmbus-connected`, `dynamic-memory-running`, ...
     pub phases_ns: BTreeMap<String, u64>,
     /// Memory.
     pub memory: Memory,
@@ -92,7 +92,7 @@ mod tests {
         let value = json!({
             "hypervisor": {"vendor": "Microsoft Hv"}, "vmbus": {"version": "4.0", "features": 3},
             "devices": [{"name": "dynamic memory", "class": "525074DC-8985-46E2-8057-A307DC18A502", "channel": 1, "state": "running"}],
-            "phases_ns": {"vmbus_connected": 4_000_000}, "memory": {"total": 134_217_728_u64}, "weather": "fine"
+            "phases_ns": {"vmbus-connected": 4_000_000}, "memory": {"total": 134_217_728_u64}, "weather": "fine"
         });
         let report = Report::parse(&value).unwrap();
         assert_eq!(report.vmbus.version.as_deref(), Some("4.0"));
@@ -100,7 +100,7 @@ mod tests {
             report.device("525074dc-8985-46e2-8057-a307dc18a502").unwrap().state,
             "running"
         );
-        assert_eq!(report.phases_ns["vmbus_connected"], 4_000_000);
+        assert_eq!(report.phases_ns["vmbus-connected"], 4_000_000);
         assert_eq!((report.memory.total, report.memory.free), (134_217_728, 0));
         assert!(Report::parse(&json!({"devices": 7})).is_err());
         assert_eq!(Report::parse(&json!({})).unwrap(), Report::default());

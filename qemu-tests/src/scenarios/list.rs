@@ -71,6 +71,28 @@ pub fn all() -> Vec<Scenario> {
             ..COMMON
         },
         Scenario {
+            name: "memory",
+            cmdline: "selftest=memory",
+            ..COMMON
+        },
+        Scenario {
+            name: "tasks",
+            cmdline: "selftest=tasks",
+            ..COMMON
+        },
+        Scenario {
+            name: "page_fault",
+            cmdline: "selftest=page-fault",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "stack_overflow",
+            cmdline: "selftest=stack-overflow",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
             name: "connect_4_0",
             cmdline: "selftest=connect vmbus.max_version=4.0",
             script: || Connect::script("4.0"),

@@ -224,7 +224,7 @@ pub struct BootTime;
 
 impl BootTime {
     /// Phase and the most that it may take, in nanoseconds.
-    const LIMITS: [(&str, u64); 2] = [("vmbus_connected", 10_000_000), ("dynamic_memory_running", 20_000_000)];
+    const LIMITS: [(&str, u64); 2] = [("vmbus-connected", 10_000_000), ("dynamic-memory-running", 20_000_000)];
 }
 
 impl Script for BootTime {
