@@ -185,6 +185,11 @@ impl BootInfo {
         }
     }
 
+    /// All of it as bytes, to be filled by a copy of another one, and then [checked](Self::check).
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        self.as_mut_bytes()
+    }
+
     /// Checks what another program wrote.
     ///
     /// # Errors

@@ -1,0 +1,1 @@
+//! ACPI: the few tables that the kernel reads, by hand.
