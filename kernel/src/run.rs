@@ -21,11 +21,11 @@ pub fn run() -> ! {
     time::reached("kernel-ready");
 
     if options.selftests().next().is_some() {
-        match selftest::run(options.selftests()) {
+        match selftest::run(options.selftests(), &[]) {
             Ok(()) => finish(Outcome::Pass, ""),
             Err(failure) => {
                 log::error!("self-test {failure}");
-                finish(Outcome::Fail, failure.name)
+                finish(Outcome::Fail, &failure.name)
             }
         }
     }

@@ -7,7 +7,6 @@
 //! forgot whom to wake. When no task can run, the one that waited last halts the processor on behalf of all.
 
 pub mod deferred;
-#[cfg(target_os = "none")]
 pub(crate) mod switch;
 
 use crate::arch::{apic, cpu, interrupts};
@@ -56,7 +55,7 @@ struct Task {
     name: &'static str,
     state: State,
     /// None for the first task, which runs on the stack that the start left.
-    stack: Option<Stack>,
+    _stack: Option<Stack>,
     entry: Option<Entry>,
 }
 
@@ -122,7 +121,7 @@ impl Scheduler {
             id,
             name,
             state,
-            stack,
+            _stack: stack,
             entry,
         });
         Some(index)
@@ -150,7 +149,6 @@ pub fn start(name: &'static str) {
 /// # Errors
 ///
 /// [`SpawnError`] if there is no room or memory.
-#[cfg(target_os = "none")]
 pub fn spawn(name: &'static str, entry: impl FnOnce() + Send + 'static) -> Result<TaskId, SpawnError> {
     bury();
     let stack = Stack::new(TASK_STACK_PAGES)?;
@@ -173,7 +171,6 @@ pub fn spawn(name: &'static str, entry: impl FnOnce() + Send + 'static) -> Resul
 }
 
 /// Gives back what ended tasks had.
-#[cfg(target_os = "none")]
 fn bury() {
     loop {
         // Dropped outside of the lock.
@@ -185,7 +182,6 @@ fn bury() {
 }
 
 /// Where every task begins.
-#[cfg(target_os = "none")]
 extern "C" fn first_steps() -> ! {
     let entry = SCHEDULER.lock().current().and_then(|task| task.entry.take());
     cpu::enable_interrupts();
@@ -210,6 +206,18 @@ pub fn is_finished(id: TaskId) -> bool {
         .iter()
         .flatten()
         .any(|task| task.id == id && task.state != State::Finished)
+}
+
+/// Tasks that have not ended.
+#[must_use]
+pub fn count() -> usize {
+    SCHEDULER
+        .lock()
+        .tasks
+        .iter()
+        .flatten()
+        .filter(|task| task.state != State::Finished)
+        .count()
 }
 
 /// The name of the task that runs.
@@ -311,7 +319,6 @@ fn give_way() {
     drop(interrupts);
 }
 
-#[cfg(target_os = "none")]
 fn switch_between(last: usize, next: usize) {
     if last != next
         && let (Some(save), Some(load)) = (STACK_POINTERS.get(last), STACK_POINTERS.get(next))
@@ -319,9 +326,6 @@ fn switch_between(last: usize, next: usize) {
         switch::switch(save, load);
     }
 }
-
-#[cfg(not(target_os = "none"))]
-const fn switch_between(_: usize, _: usize) {}
 
 /// The end of every interrupt: runs the deferred work that it asked for, unless it came in the middle of such work.
 pub(crate) fn after_interrupt() {

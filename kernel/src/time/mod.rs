@@ -7,6 +7,7 @@ pub mod timer;
 
 use crate::arch::cpu;
 use crate::sync::IrqMutex;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 
@@ -219,7 +220,7 @@ pub fn reached(name: &'static str) {
 
 /// The phases reached so far, in nanoseconds since the first instruction.
 #[must_use]
-pub fn phases() -> alloc::vec::Vec<(&'static str, u64)> {
+pub fn phases() -> Vec<(&'static str, u64)> {
     let reached = REACHED.lock();
     let (phases, count) = &*reached;
     let (phases, count) = (*phases, *count);
