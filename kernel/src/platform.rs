@@ -103,6 +103,7 @@ pub fn processor_name() -> ([u8; 48], Signature) {
 }
 
 /// The rate of the time stamp counter, if anybody tells it.
+#[must_use]
 pub fn tsc_rate() -> Option<(u64, RateSource)> {
     let from_hypervisor = match *hypervisor() {
         Hypervisor::HyperV { .. } => hyperv_rates().map(|(tsc, apic)| {

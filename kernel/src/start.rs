@@ -1,6 +1,6 @@
 //! The start, from the boot information to the first task.
 
-use boot::command_line::{ConsoleChoice, LogLevel, Options};
+use boot::command_line::Options;
 use boot::{BootInfo, BootMethod};
 use spin::Once;
 
@@ -18,12 +18,15 @@ pub fn options() -> Options<'static> {
 }
 
 /// How the kernel was started.
+#[must_use]
 pub fn method() -> BootMethod {
     info().map_or(BootMethod(0), |info| info.method)
 }
 
 #[cfg(target_os = "none")]
 pub(crate) fn start(info: BootInfo, parsed: Result<(), crate::entry::StartError>) -> ! {
+    use boot::command_line::{ConsoleChoice, LogLevel};
+
     use crate::arch::tables;
     use crate::end::{Outcome, finish};
     use crate::memory::stack::Stack;

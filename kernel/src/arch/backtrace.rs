@@ -79,7 +79,7 @@ fn frame_pointer() -> u64 {
 /// Reads a word of kernel memory if it is certain to be mapped.
 #[expect(unsafe_code, reason = "reads the stack")]
 fn read_stack(address: u64) -> Option<u64> {
-    if address % 8 != 0 || address < layout::DIRECT_MAP || !is_stack(address) {
+    if !address.is_multiple_of(8) || address < layout::DIRECT_MAP || !is_stack(address) {
         return None;
     }
     // SAFETY: The address is aligned and lies in mapped memory of the kernel's; any eight bytes are a number.

@@ -148,12 +148,18 @@ pub fn load_stacks() -> Result<(), MemoryError> {
     load_segments(code, data, task);
 
     let mut idt = IDT.lock();
-    // SAFETY: The stub is that of the vector, and the TSS that was just loaded has a stack at the number.
-    unsafe { idt.double_fault.set_handler_addr(stub(8)).set_stack_index(0) };
+    // SAFETY: The stub is that of the vector.
+    let options = unsafe { idt.double_fault.set_handler_addr(stub(8)) };
+    // SAFETY: The TSS that was just loaded has a stack at this number.
+    unsafe { options.set_stack_index(0) };
     // SAFETY: As above.
-    unsafe { idt.non_maskable_interrupt.set_handler_addr(stub(2)).set_stack_index(1) };
+    let options = unsafe { idt.non_maskable_interrupt.set_handler_addr(stub(2)) };
     // SAFETY: As above.
-    unsafe { idt.machine_check.set_handler_addr(stub(18)).set_stack_index(2) };
+    unsafe { options.set_stack_index(1) };
+    // SAFETY: As above.
+    let options = unsafe { idt.machine_check.set_handler_addr(stub(18)) };
+    // SAFETY: As above.
+    unsafe { options.set_stack_index(2) };
     Ok(())
 }
 

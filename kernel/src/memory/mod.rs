@@ -88,7 +88,7 @@ const fn direct_pointer<T>(physical: u64) -> *mut T {
 }
 
 /// Fills a frame with zeros.
-fn zero(frame: Frame) {
+const fn zero(frame: Frame) {
     // SAFETY: The frame was just taken from the allocator, so nobody else uses it, and all its frames are in the direct map.
     unsafe { direct_pointer::<[u64; 512]>(frame.address()).write_bytes(0, 1) };
 }
@@ -102,7 +102,7 @@ fn place_region(range: FrameRange) -> Option<&'static mut Region> {
     let start = range.first.address();
     let words = usize::try_from(range.count.div_ceil(64)).ok()?;
     let bitmap = direct_pointer::<u64>(start + size_of::<Region>() as u64);
-    const { assert!(size_of::<Region>() % align_of::<u64>() == 0) };
+    const { assert!(size_of::<Region>().is_multiple_of(align_of::<u64>())) };
     // SAFETY: The words, initialised here, lie in the region's first frames, behind the header; the frames are memory in the
     // direct map that nobody was given, and the region never gives them out.
     unsafe { bitmap.write_bytes(0, words) };

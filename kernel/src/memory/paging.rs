@@ -94,7 +94,7 @@ impl<T: Tables> Mapper<T> {
     ///
     /// [`MapError`]; then a part of the range may be mapped.
     pub fn map(&mut self, from: u64, to: u64, length: u64, access: Access) -> Result<(), MapError> {
-        if (from | to | length) % PAGE_SIZE != 0 || from.checked_add(length).is_none() {
+        if !(from | to | length).is_multiple_of(PAGE_SIZE) || from.checked_add(length).is_none() {
             return Err(MapError::NotAligned);
         }
         let mut flags = Flags::PRESENT;
@@ -112,7 +112,7 @@ impl<T: Tables> Mapper<T> {
         let may_be_leaf = level == 1 || level == 2 || level == 3 && self.abilities.gigabyte_pages;
         while piece.length > 0 {
             let length = piece.length.min(span - piece.from % span);
-            let whole = length == span && piece.to % span == 0;
+            let whole = length == span && piece.to.is_multiple_of(span);
             let here = Piece { length, ..piece };
             let entry = &mut self.tables.table(table)[index(piece.from, level)];
             let found = (entry.flags(), entry.addr().as_u64());

@@ -116,7 +116,7 @@ pub(crate) unsafe fn start(info: &BootInfo) -> Result<(), MemoryError> {
     Ok(())
 }
 
-fn contains(region: &MemoryRegion, range: FrameRange) -> bool {
+const fn contains(region: &MemoryRegion, range: FrameRange) -> bool {
     region.start <= range.first.address() && range.first.address() < region.end()
 }
 

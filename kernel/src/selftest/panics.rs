@@ -19,7 +19,7 @@ pub(super) fn in_interrupt() -> Verdict {
 
 pub(super) fn in_deferred_work() -> Verdict {
     let id = deferred::register(&|_| forced("deferred work")).map_err(|error| alloc::format!("{error}"))?;
-    deferred::schedule(0, id);
+    deferred::schedule(0, id).map_err(|error| alloc::format!("{error}"))?;
     survived()
 }
 

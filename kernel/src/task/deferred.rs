@@ -23,6 +23,11 @@ pub struct DeferredId(u32);
 #[error("too many kinds of deferred work")]
 pub struct TooMany;
 
+/// The kernel does not run on this processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("processor {0} does not run")]
+pub struct NotRunning(pub cpu::Processor);
+
 /// A handler of deferred work.
 pub type Handler = &'static (dyn Fn(cpu::Processor) + Sync);
 
@@ -68,13 +73,15 @@ pub fn register(handler: Handler) -> Result<DeferredId, TooMany> {
 
 /// Asks for a handler to run on a processor: at the end of the current or next interrupt, or when the processor has nothing to do.
 ///
-/// Returns false if that processor does not run.
-pub fn schedule(processor: cpu::Processor, id: DeferredId) -> bool {
+/// # Errors
+///
+/// [`NotRunning`] if that processor does not run.
+pub fn schedule(processor: cpu::Processor, id: DeferredId) -> Result<(), NotRunning> {
     if processor != cpu::current() {
-        return false;
+        return Err(NotRunning(processor));
     }
     pending().fetch_or(1 << id.0, Ordering::Release);
-    true
+    Ok(())
 }
 
 /// Whether deferred work waits on this processor.
@@ -173,8 +180,10 @@ mod tests {
         let second = register(&|_| note("second")).unwrap();
         assert!(!run(), "nothing waits");
 
-        assert!(schedule(0, second) && schedule(0, first) && schedule(0, first));
-        assert!(!schedule(1, first), "that processor does not run");
+        for id in [second, first, first] {
+            schedule(0, id).unwrap();
+        }
+        assert_eq!(schedule(1, first), Err(NotRunning(1)));
         let token = enter_dispatch();
         assert!(!run() && is_pending());
         drop(token);
@@ -186,11 +195,11 @@ mod tests {
         static SELF: spin::Once<DeferredId> = spin::Once::new();
         let again = register(&|_| {
             note("again");
-            schedule(0, *SELF.get().unwrap());
+            schedule(0, *SELF.get().unwrap()).unwrap();
         });
         SELF.call_once(|| again.unwrap());
         SEEN.lock().unwrap().clear();
-        schedule(0, *SELF.get().unwrap());
+        schedule(0, *SELF.get().unwrap()).unwrap();
         run();
         assert_eq!(SEEN.lock().unwrap().len(), ROUNDS as usize);
         assert!(is_pending());

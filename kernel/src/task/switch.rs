@@ -44,6 +44,7 @@ pub(super) fn prepare(stack: &Stack, entry: extern "C" fn() -> !) -> u64 {
     pointer
 }
 
+#[cfg(target_os = "none")]
 /// Leaves the current stack for good and calls `entry` on a new one.
 ///
 /// # Safety

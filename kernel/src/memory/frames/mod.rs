@@ -201,7 +201,7 @@ impl Frames {
     }
 
     /// Takes a region, which must not overlap another.
-    pub fn add(&mut self, region: &'static mut Region) {
+    pub const fn add(&mut self, region: &'static mut Region) {
         self.total += region.range.count;
         self.free += region.bitmap.free_count() as u64;
         self.bookkeeping += region.range.count - region.bitmap.free_count() as u64;
@@ -210,7 +210,7 @@ impl Frames {
     }
 
     /// Takes a region that was not there at boot.
-    pub fn add_hot(&mut self, region: &'static mut Region) {
+    pub const fn add_hot(&mut self, region: &'static mut Region) {
         self.hot_added += region.range.count;
         self.add(region);
     }
