@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Makes images, brings up hosts, runs the guest.
+
+pub mod image;
