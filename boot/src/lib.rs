@@ -6,16 +6,19 @@
 //! - [`rsdp`]: the search for the ACPI root pointer where nobody tells;
 //! - [`command_line`]: the kernel's options;
 //! - [`note`]: the ELF notes in which the kernel image names its entries.
+//! - [`image`] and [`paging`]: what a loader does with that image: check it, place it, map it.
 //!
 //! Everything here is plain computation over bytes that others wrote: it is total (no input makes it panic), and it runs in unit
 //! tests on the development machine. The kernel owns the machine code of the entries, because that code is part of its image.
 #![cfg_attr(not(test), no_std)]
 
 pub mod command_line;
+pub mod image;
 pub mod info;
 pub mod linux;
 pub mod memory_map;
 pub mod note;
+pub mod paging;
 pub mod physical;
 pub mod pvh;
 pub mod rsdp;
