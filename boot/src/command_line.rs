@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `log` | `off`, `error`, `warn`, `info`, `debug`, `trace` | what is logged; default `info` |
 //! | `vmbus.max_version` | `6.0` ... `2.4` | newest protocol version to try |
-//! | `exit` | `qemu`, `poweroff`, `halt` | how the machine ends; `qemu` writes to the port 0xf4 of `isa-debug-exit` |
+//! | `exit` | `qemu`, `poweroff`, `halt`, `reset`, `reset-hypervisor`, `reset-fault` | how the machine ends; `qemu` writes to the port 0xf4 of `isa-debug-exit`; `reset` tries ACPI first, the others begin further down |
 //! | `once` | | end after the status table |
 //! | `report` | | print the machine-readable report after the status table |
 //! | `selftest` | names, separated by commas | run these tests inside the guest, say the verdict and end |
@@ -39,6 +39,19 @@ pub enum Exit {
     PowerOff,
     /// Not at all: the processor halts.
     Halt,
+    /// By a reset, beginning with this way.
+    Reset(ResetWay),
+}
+
+/// The ways to reset a machine, in the order in which they are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ResetWay {
+    /// By the reset register that ACPI names.
+    Acpi,
+    /// By the hypervisor's reset register.
+    Hypervisor,
+    /// By a triple fault.
+    Fault,
 }
 
 /// Where text goes.
@@ -153,6 +166,9 @@ impl<'a> Options<'a> {
                     "qemu" => Exit::Qemu,
                     "poweroff" => Exit::PowerOff,
                     "halt" => Exit::Halt,
+                    "reset" => Exit::Reset(ResetWay::Acpi),
+                    "reset-hypervisor" => Exit::Reset(ResetWay::Hypervisor),
+                    "reset-fault" => Exit::Reset(ResetWay::Fault),
                     _ => return Err(bad),
                 })
             }
@@ -209,6 +225,17 @@ mod tests {
         let (options, problems) = parse("   ");
         assert_eq!((options, problems), (Options::default(), vec![]));
         assert_eq!(options.selftests().count(), 0);
+    }
+
+    #[test]
+    fn a_reset_begins_where_it_is_told_to() {
+        for (value, way) in [
+            ("reset", ResetWay::Acpi),
+            ("reset-hypervisor", ResetWay::Hypervisor),
+            ("reset-fault", ResetWay::Fault),
+        ] {
+            assert_eq!(parse(&format!("exit={value}")).0.exit, Some(Exit::Reset(way)));
+        }
     }
 
     #[test]

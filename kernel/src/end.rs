@@ -19,13 +19,7 @@ pub enum Outcome {
     NoHyperV = 0x13,
 }
 
-static POWER_OFF: Once<fn()> = Once::new();
 static LEAVE: Once<fn()> = Once::new();
-
-/// Tells how this machine is powered off.
-pub fn set_power_off(power_off: fn()) {
-    POWER_OFF.call_once(|| power_off);
-}
 
 /// Tells what is to be given back to the host before an orderly end: the bus, interrupts, the hypercall page.
 pub fn set_leave(leave: fn()) {
@@ -56,10 +50,13 @@ pub(crate) fn machine(outcome: Outcome) -> ! {
     if exit == Some(Exit::Qemu) {
         port::qemu_debug_exit(outcome as u32);
     }
-    if exit != Some(Exit::Halt)
-        && let Some(power_off) = POWER_OFF.get()
-    {
-        power_off();
+    match exit {
+        Some(Exit::Reset(way)) => crate::power::reset(way),
+        Some(Exit::Halt) => {}
+        _ => {
+            crate::power::off();
+            print_by_force(Style::Plain, format_args!("The machine can be switched off now.\n"));
+        }
     }
     cpu::halt_forever()
 }

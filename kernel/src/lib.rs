@@ -22,6 +22,7 @@ pub mod entry;
 pub mod memory;
 pub mod panic;
 pub mod platform;
+pub mod power;
 pub mod run;
 pub mod selftest;
 pub mod start;

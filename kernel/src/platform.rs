@@ -155,6 +155,20 @@ fn hyperv_register(register: u32) -> u64 {
     unsafe { cpu::read_msr(register) }
 }
 
+/// Resets the machine by the hypervisor's register, if the hypervisor offers that; otherwise, or if it has no effect, returns.
+pub fn reset() {
+    const ACCESS_RESET_MSR: u32 = 1 << 7;
+    const RESET: u32 = 0x4000_0003;
+    if !matches!(hypervisor(), Hypervisor::HyperV { .. }) || cpu::cpuid(0x4000_0003)[0] & ACCESS_RESET_MSR == 0 {
+        return;
+    }
+    #[expect(unsafe_code, reason = "writes a register of the hypervisor")]
+    // SAFETY: The hypervisor says that the register exists; the end of the machine is what the caller wants.
+    unsafe {
+        cpu::write_msr(RESET, 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

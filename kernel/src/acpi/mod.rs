@@ -3,8 +3,11 @@
 //! From the root pointer over the list of tables (XSDT, else RSDT) to a table by its signature. Everything is an allegation of
 //! firmware's: lengths are bounded, checksums are checked, and what cannot be read does not exist. Source: ACPI 6.5, chapter 5.2.
 
+pub mod aml;
+pub mod fadt;
 pub mod madt;
 
+use alloc::vec::Vec;
 use boot::PhysicalMemory;
 
 /// Bytes of a table's header.
@@ -24,7 +27,7 @@ pub struct Table {
 
 impl Table {
     /// The table at an address, if it has the signature, a length that makes sense and a right checksum.
-    fn at(memory: &impl PhysicalMemory, address: u64, signature: [u8; 4]) -> Option<Self> {
+    pub fn at(memory: &impl PhysicalMemory, address: u64, signature: [u8; 4]) -> Option<Self> {
         if memory.read_u32(address).ok()? != u32::from_le_bytes(signature) {
             return None;
         }
@@ -34,6 +37,26 @@ impl Table {
         }
         let table = Self { address, length };
         table.sums_to_zero(memory).then_some(table)
+    }
+
+    /// Reads as much of the table as fits, its header included.
+    pub fn read<'a>(self, memory: &impl PhysicalMemory, into: &'a mut [u8]) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.length).ok()?.min(into.len());
+        let bytes = into.get_mut(..length)?;
+        memory.read(self.address, bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// Reads the whole table without its header, if it has at most `limit` bytes and there is memory for it.
+    pub fn read_whole(self, memory: &impl PhysicalMemory, limit: usize) -> Option<Vec<u8>> {
+        let length = usize::try_from(self.length.checked_sub(HEADER)?)
+            .ok()
+            .filter(|length| *length <= limit)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).ok()?;
+        bytes.resize(length, 0);
+        memory.read(self.address.checked_add(HEADER)?, &mut bytes).ok()?;
+        Some(bytes)
     }
 
     fn sums_to_zero(self, memory: &impl PhysicalMemory) -> bool {

@@ -5,8 +5,11 @@
 
 use core::arch::x86_64::{__cpuid, _rdtsc};
 use spin::Once;
-use x86_64::instructions::{hlt, interrupts};
+use x86_64::VirtAddr;
+use x86_64::instructions::interrupts::int3;
+use x86_64::instructions::{hlt, interrupts, tables};
 use x86_64::registers::model_specific::Msr;
+use x86_64::structures::DescriptorTablePointer;
 
 /// Number of a processor, as the kernel counts them. Only the first runs so far.
 pub type Processor = u32;
@@ -156,6 +159,21 @@ pub fn enable_interrupts_and_halt() {
     if cfg!(target_os = "none") {
         interrupts::enable_and_hlt();
     }
+}
+
+/// Resets the processor by a fault that it cannot handle.
+pub fn triple_fault() -> ! {
+    disable_interrupts();
+    if cfg!(target_os = "none") {
+        let nothing = DescriptorTablePointer {
+            limit: 0,
+            base: VirtAddr::zero(),
+        };
+        // SAFETY: nothing is to be handled any more: the next exception ends the machine, which is what the caller wants.
+        unsafe { tables::lidt(&nothing) };
+        int3();
+    }
+    halt_forever()
 }
 
 /// Stops this processor for ever.

@@ -9,5 +9,6 @@ pub mod cpu;
 pub mod exceptions;
 pub mod interrupts;
 pub mod port;
+pub mod register;
 #[cfg(target_os = "none")]
 pub mod tables;

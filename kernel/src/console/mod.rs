@@ -3,6 +3,8 @@
 //! [`Console`] is one of them: the serial port ([`serial`]) or, later, the framebuffer. [`log`](mod@logger) writes through here, and so
 //! does the panic path, which takes the consoles even from a holder that died with them. Lines for machines start with `@@ `.
 
+pub mod framebuffer;
+pub mod grid;
 pub mod logger;
 pub mod serial;
 
