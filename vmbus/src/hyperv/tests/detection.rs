@@ -4,8 +4,7 @@ use std::format;
 
 use super::fake::{FakeMachine, HYPER_V, OPENVMM, QEMU};
 use crate::hyperv::{
-    Capabilities, Features, Hypervisor, HypervisorVersion, IsolationKind, Limits, NotHyperV, Privileges,
-    Recommendations, Signature,
+    Capabilities, Features, HypervisorVersion, IsolationKind, Limits, NotHyperV, Privileges, Recommendations, Signature,
 };
 
 fn capabilities(leaves: &[(u32, [u32; 4])]) -> Result<Capabilities, NotHyperV> {
@@ -214,6 +213,7 @@ fn detection_is_total_over_any_answers() {
 #[test]
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn detection_on_the_machine_of_the_tests_only_looks() {
+    use crate::hyperv::Hypervisor;
     // Whatever this machine is, looking is allowed in any privilege level.
     match Hypervisor::detect() {
         Ok(hypervisor) => assert!(!hypervisor.has_hypercalls()),

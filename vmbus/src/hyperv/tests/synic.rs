@@ -6,6 +6,8 @@ use std::thread;
 use std::vec::Vec;
 
 use super::fake::{FakeMachine, FakePlatform, HYPER_V, QEMU, qemu, registers_after_reset};
+use crate::hyperv::overlay::{Overlay, Scope};
+use crate::hyperv::registers::PageRegister;
 use crate::hyperv::synic::Release;
 use crate::hyperv::{
     EVENT_FLAG_COUNT, EndOfInterrupt, Hypervisor, LeftOn, MessageType, Synic, SynicConfig, SynicError, TimerExpiry,
@@ -123,6 +125,30 @@ fn b7_another_processors_controller_stays_on_and_its_pages_are_not_given_back() 
         "the hypervisor may still write there"
     );
     assert_eq!(machine.platform.dispatch_depth.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn b7_a_processors_page_is_never_given_back_on_another() {
+    let (machine, hypervisor) = qemu();
+    let registers = hypervisor.registers();
+    let enable = || {
+        Overlay::enable(
+            registers,
+            PageRegister::SIMP,
+            Scope::Processor,
+            machine.platform,
+            PageUse::Data,
+        )
+        .unwrap()
+    };
+    let overlay = enable();
+    machine.take_events();
+    machine.platform.processor.store(1, Ordering::Relaxed);
+    overlay.disable(registers);
+    assert_eq!(machine.take_writes(), []);
+    assert_eq!(machine.platform.pages_in_use(), 1);
+    enable().disable(registers);
+    assert_eq!(machine.platform.pages_in_use(), 1);
 }
 
 #[test]
@@ -296,6 +322,15 @@ fn m1_what_the_host_writes_after_the_copy_changes_nothing() {
     assert_eq!(message.payload(), b"aaaa");
 }
 
+/// Ends the host's thread when the test does, failed or not.
+struct EndsHost<'a>(&'a AtomicBool);
+
+impl Drop for EndsHost<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn m1_a_message_agrees_with_itself_whatever_the_host_does_meanwhile() {
     let (machine, synic) = synic();
@@ -315,6 +350,7 @@ fn m1_a_message_agrees_with_itself_whatever_the_host_does_meanwhile() {
                 platform.word32(SIMP + SLOT).store(value >> 16, Ordering::Relaxed);
             }
         });
+        let _ends_host = EndsHost(&is_done);
         let mut taken = 0;
         for _ in 0..if cfg!(miri) { 20 } else { 20_000 } {
             let Some(message) = synic.take_message(2) else {
@@ -327,7 +363,6 @@ fn m1_a_message_agrees_with_itself_whatever_the_host_does_meanwhile() {
             thread::yield_now();
             assert_eq!(first, message.payload());
         }
-        is_done.store(true, Ordering::Relaxed);
         assert!(taken > 0 || cfg!(miri));
     });
 }
@@ -418,9 +453,10 @@ fn m3_no_message_is_lost_between_freeing_the_slot_and_looking_at_the_flag() {
                 deliver_by_the_rules(machine, number, &is_done);
             }
         });
+        let _ends_host = EndsHost(&is_done);
         let mut expected = 0;
         let start = std::time::Instant::now();
-        while expected < message_count && start.elapsed().as_secs() < 60 {
+        while expected < message_count && start.elapsed().as_secs() < 30 {
             match synic.take_message(2) {
                 Some(message) => {
                     assert_eq!(message.payload(), expected.to_le_bytes());
@@ -441,7 +477,8 @@ fn m3_no_message_is_lost_between_freeing_the_slot_and_looking_at_the_flag() {
 fn each_of_the_2048_event_flags_is_seen_once() {
     let (machine, synic) = synic();
     assert!(!synic.has_event_flags(2));
-    for flag in 0..u64::from(EVENT_FLAG_COUNT) {
+    let step = if cfg!(miri) { 341 } else { 1 };
+    for flag in (0..u64::from(EVENT_FLAG_COUNT)).step_by(step) {
         machine
             .platform
             .word64(SIEFP + SLOT + flag / 64 * 8)
