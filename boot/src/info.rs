@@ -166,13 +166,24 @@ pub struct BootInfo {
 }
 
 impl BootInfo {
-    /// An information without any content.
+    /// An information without any content, for a loader to fill in.
     #[must_use]
     pub const fn new() -> Self {
         Self {
             magic: MAGIC,
             version: VERSION,
             size: SIZE,
+            ..Self::zeroed()
+        }
+    }
+
+    /// Nothing but zeros, which take no room in an image. [`BootInfo::check`] refuses it until something is copied over it.
+    #[must_use]
+    pub const fn zeroed() -> Self {
+        Self {
+            magic: [0; 8],
+            version: 0,
+            size: 0,
             method: BootMethod(0),
             command_line_length: 0,
             start_tsc: 0,
@@ -267,6 +278,8 @@ mod tests {
     fn foreign_bytes_are_refused() {
         let mut info = BootInfo::new();
         assert_eq!(info.check(), Ok(()));
+        assert!(BootInfo::zeroed().as_bytes().iter().all(|byte| *byte == 0));
+        assert_eq!(BootInfo::zeroed().check(), Err(InfoError::Magic));
         info.as_mut_bytes()[0] ^= 1;
         assert_eq!(info.check(), Err(InfoError::Magic));
         let mut info = BootInfo::new();

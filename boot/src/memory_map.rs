@@ -91,7 +91,7 @@ pub struct MemoryRegion {
 
 impl MemoryRegion {
     /// An empty region.
-    pub const EMPTY: Self = Self::new(0, 0, MemoryKind::RESERVED);
+    pub const EMPTY: Self = Self::new(0, 0, MemoryKind(0));
 
     /// Makes a region.
     #[must_use]

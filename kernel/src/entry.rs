@@ -175,9 +175,12 @@ common:
     options(att_syntax)
 );
 
+static INFO: spin::Mutex<BootInfo> = spin::Mutex::new(BootInfo::zeroed());
+
 /// The one function behind all entries.
 extern "C" fn kernel_entry(method: u32, address: u64, start_tsc: u64) -> ! {
-    let mut info = BootInfo::new();
+    // In its final place from the start: it is too large to be passed around on the stack.
+    let info = spin::MutexGuard::leak(INFO.lock());
     let image = Extent {
         start: layout::LOAD_ADDRESS,
         length: layout::image().length,
@@ -185,11 +188,11 @@ extern "C" fn kernel_entry(method: u32, address: u64, start_tsc: u64) -> ! {
     let parsed = match BootMethod(method) {
         BootMethod::PVH => {
             (info.image, info.start_tsc) = (image, start_tsc);
-            boot::pvh::parse(&Identity::DIRECT, address, &mut info).map_err(StartError::Pvh)
+            boot::pvh::parse(&Identity::DIRECT, address, info).map_err(StartError::Pvh)
         }
         BootMethod::LINUX => {
             (info.image, info.start_tsc) = (image, start_tsc);
-            boot::linux::parse(&Identity::DIRECT, address, &mut info).map_err(StartError::Linux)
+            boot::linux::parse(&Identity::DIRECT, address, info).map_err(StartError::Linux)
         }
         _ => Identity::LOADER
             .read(address, info.as_bytes_mut())

@@ -102,9 +102,8 @@ pub fn processor_name() -> ([u8; 48], Signature) {
     (name, Signature::from_words([ebx, edx, ecx]))
 }
 
-/// The rate of the time stamp counter, if anybody tells it.
-#[must_use]
-pub fn tsc_rate() -> Option<(u64, RateSource)> {
+/// The rate of the time stamp counter, if anybody tells it at once.
+fn told_rate() -> Option<(u64, RateSource)> {
     let from_hypervisor = match *hypervisor() {
         Hypervisor::HyperV { .. } => hyperv_rates().map(|(tsc, apic)| {
             crate::arch::apic::set_timer_frequency(apic);
@@ -124,6 +123,84 @@ pub fn tsc_rate() -> Option<(u64, RateSource)> {
         .filter(|hertz| *hertz > 0)
         .map(|hertz| (hertz, RateSource::Hypervisor))
         .or_else(|| from_processor().map(|hertz| (hertz, RateSource::Processor)))
+}
+
+/// Finds out the rate of the time stamp counter while the kernel does other things.
+///
+/// Where nobody tells the rate, it is measured against Hyper-V's reference counter (QEMU offers that without the registers for
+/// rates unless it is asked for them): one look at both counters at the beginning, one at the end.
+#[derive(Debug, Clone, Copy)]
+pub struct RateProbe {
+    told: Option<(u64, RateSource)>,
+    begin: Option<Sample>,
+}
+
+/// Both counters at about the same time.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    tsc: u64,
+    /// In units of 100 ns.
+    reference: u64,
+}
+
+/// Units of 100 ns between the two looks at least: an exit to the host takes up to 5 us, so this is good to a few per cent at the
+/// worst, and to a few per mille where exits take as long as one another. It is only the start's clock and the timers'.
+const MEASURE_100NS: u64 = 1500;
+
+impl RateProbe {
+    /// Asks whoever may know, or has the first look.
+    #[must_use]
+    pub fn begin() -> Self {
+        let told = told_rate();
+        let begin = if told.is_none() { sample() } else { None };
+        Self { told, begin }
+    }
+
+    /// The rate, if it can be known. Waits if this comes too soon after the beginning.
+    #[must_use]
+    pub fn finish(self) -> Option<(u64, RateSource)> {
+        if self.told.is_some() {
+            return self.told;
+        }
+        let begin = self.begin?;
+        // A counter that does not count ends this, too.
+        for _ in 0..1000 {
+            let end = sample()?;
+            if let Some(hertz) = measured_rate(begin, end) {
+                return Some((hertz, RateSource::Measured));
+            }
+            core::hint::spin_loop();
+        }
+        None
+    }
+}
+
+fn measured_rate(begin: Sample, end: Sample) -> Option<u64> {
+    let reference = end
+        .reference
+        .checked_sub(begin.reference)
+        .filter(|elapsed| *elapsed >= MEASURE_100NS)?;
+    let ticks = end.tsc.checked_sub(begin.tsc)?;
+    u64::try_from(u128::from(ticks) * 10_000_000 / u128::from(reference))
+        .ok()
+        .filter(|hertz| *hertz > 0)
+}
+
+/// Looks at both counters, if there is a reference counter (TLFS section 12.4).
+fn sample() -> Option<Sample> {
+    const ACCESS_REFERENCE_COUNTER: u32 = 1 << 1;
+    const REFERENCE_COUNTER: u32 = 0x4000_0020;
+    static HAS: spin::Once<bool> = spin::Once::new();
+    let has = *HAS.call_once(|| {
+        matches!(hypervisor(), Hypervisor::HyperV { .. }) && cpu::cpuid(0x4000_0003)[0] & ACCESS_REFERENCE_COUNTER != 0
+    });
+    has.then(|| {
+        let reference = hyperv_register(REFERENCE_COUNTER);
+        Sample {
+            tsc: cpu::tsc(),
+            reference,
+        }
+    })
 }
 
 /// From leaves 0x15 (crystal and ratio) and 0x16 (base frequency in MHz).
@@ -151,7 +228,8 @@ fn hyperv_rates() -> Option<(u64, u64)> {
 
 #[expect(unsafe_code, reason = "reads a register of the hypervisor")]
 fn hyperv_register(register: u32) -> u64 {
-    // SAFETY: The hypervisor says that its two frequency registers, the only ones asked for, exist and may be read.
+    // SAFETY: The callers ask for the two registers of rates and the reference counter only, after the hypervisor has said that
+    // they exist and may be read.
     unsafe { cpu::read_msr(register) }
 }
 
@@ -200,6 +278,55 @@ mod tests {
         assert_eq!(kvm.to_string(), "hypervisor \"KVMKVMKVM\" without Hyper-V's interface");
         assert_eq!(identify(false, |_| unreachable!()), Hypervisor::None);
         assert_eq!(Signature(*b"TCG\x07TCG\xffTCGT").to_string(), "TCG?TCG?TCGT");
+    }
+
+    #[test]
+    fn a_rate_is_measured_over_a_window_that_is_long_enough() {
+        let begin = Sample {
+            tsc: 1000,
+            reference: 77,
+        };
+        assert_eq!(
+            measured_rate(
+                begin,
+                Sample {
+                    tsc: 2000,
+                    reference: 77 + MEASURE_100NS - 1
+                }
+            ),
+            None
+        );
+        assert_eq!(
+            measured_rate(
+                begin,
+                Sample {
+                    tsc: 376_000,
+                    reference: 77 + 1500
+                }
+            ),
+            Some(2_500_000_000)
+        );
+        assert_eq!(
+            measured_rate(
+                begin,
+                Sample {
+                    tsc: 5,
+                    reference: 77 + 1500
+                }
+            ),
+            None,
+            "a counter that runs backwards"
+        );
+        assert_eq!(
+            measured_rate(
+                begin,
+                Sample {
+                    tsc: 2000,
+                    reference: 3
+                }
+            ),
+            None
+        );
     }
 
     #[test]

@@ -4,12 +4,12 @@ use boot::command_line::Options;
 use boot::{BootInfo, BootMethod};
 use spin::Once;
 
-static INFO: Once<BootInfo> = Once::new();
+static INFO: Once<&'static BootInfo> = Once::new();
 static OPTIONS: Once<Options<'static>> = Once::new();
 
 /// What the loader said; nothing, on the development machine.
 pub fn info() -> Option<&'static BootInfo> {
-    INFO.get()
+    INFO.get().copied()
 }
 
 /// The options of the command line.
@@ -24,7 +24,7 @@ pub fn method() -> BootMethod {
 }
 
 #[cfg(target_os = "none")]
-pub(crate) fn start(info: BootInfo, parsed: Result<(), crate::entry::StartError>) -> ! {
+pub(crate) fn start(info: &'static BootInfo, parsed: Result<(), crate::entry::StartError>) -> ! {
     use boot::command_line::{ConsoleChoice, LogLevel};
 
     use crate::arch::tables;
@@ -33,13 +33,14 @@ pub(crate) fn start(info: BootInfo, parsed: Result<(), crate::entry::StartError>
     use crate::{console, memory, platform, task, time};
 
     tables::start();
-    let info = INFO.call_once(|| info);
-    time::start(info.start_tsc, platform::tsc_rate());
+    INFO.call_once(|| info);
+    let rate = platform::RateProbe::begin();
     let mut problems = 0;
     let options = OPTIONS.call_once(|| Options::parse(info.command_line(), |_| problems += 1));
     if options.console == ConsoleChoice::Serial {
         console::start_serial();
     }
+    time::start(info.start_tsc, rate.finish());
     console::logger::start(options.log);
     time::reached("console");
     if let Err(error) = parsed {

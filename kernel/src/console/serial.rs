@@ -102,7 +102,7 @@ mod tests {
         unsafe fn read(&mut self, offset: u8) -> u8 {
             if offset == 5 {
                 self.looks += 1;
-                if self.looks % (self.looks_per_drain + 1) == 0 {
+                if self.looks.is_multiple_of(self.looks_per_drain + 1) {
                     self.fifo = 0;
                 }
                 return if self.fifo == 0 { 0x60 } else { 0 };

@@ -28,7 +28,6 @@ use frames::{Frame, FrameRange, Frames, NotTaken, Purpose, Region, Statistics};
 use layout::{PAGE_SIZE, Span};
 use paging::{Access, MapError, Mapper, Tables};
 use ranges::Ranges;
-use spin::Once;
 use x86_64::structures::paging::{PageTable, PageTableFlags};
 
 /// Why memory could not be had.
@@ -58,7 +57,6 @@ static RANGES: IrqMutex<Ranges> = IrqMutex::new(Ranges::new(Span {
     start: layout::MAPPED_RANGES,
     length: layout::MAPPED_RANGES_SIZE,
 }));
-static MEMORY_MAP: Once<MemoryMap> = Once::new();
 
 #[cfg(target_os = "none")]
 pub(crate) use start::start;
@@ -191,10 +189,15 @@ pub unsafe fn add(range: FrameRange) -> Result<u64, MemoryError> {
     Ok((range.count - Region::bookkeeping(range.count)) * PAGE_SIZE)
 }
 
+/// The memory map at boot.
+fn memory_map() -> Option<&'static MemoryMap> {
+    crate::start::info().map(|info| &info.memory_map)
+}
+
 /// Whether the memory map at boot says anything of the range.
 fn touches_boot_memory(range: FrameRange) -> bool {
     let (start, end) = (range.first.address(), range.end() * PAGE_SIZE);
-    MEMORY_MAP.get().is_some_and(|map| {
+    memory_map().is_some_and(|map| {
         map.regions()
             .iter()
             .any(|region| region.start < end && start < region.end())
@@ -276,7 +279,7 @@ impl PhysicalMemory for FirmwareMemory {
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Unreadable> {
         let length = into.len() as u64;
         let end = address.checked_add(length).ok_or(Unreadable(address))?;
-        let map = MEMORY_MAP.get().ok_or(Unreadable(address))?;
+        let map = memory_map().ok_or(Unreadable(address))?;
         let listed = end <= layout::LOW_MEMORY
             || map
                 .regions()

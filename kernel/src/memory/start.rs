@@ -4,7 +4,7 @@
 use super::frames::{Frame, FrameRange};
 use super::layout::{self, PAGE_SIZE};
 use super::paging::{Abilities, Access, MapError, Mapper, Tables};
-use super::{DirectTables, FRAMES, MEMORY_MAP, MemoryError, PAGE_TABLES, place_region};
+use super::{DirectTables, FRAMES, MemoryError, PAGE_TABLES, place_region};
 use crate::arch::cpu;
 use boot::{BootInfo, MemoryKind, MemoryMap, MemoryRegion};
 use x86_64::PhysAddr;
@@ -112,7 +112,6 @@ pub(crate) unsafe fn start(info: &BootInfo) -> Result<(), MemoryError> {
             FRAMES.lock().add(region);
         }
     }
-    MEMORY_MAP.call_once(|| info.memory_map.clone());
     Ok(())
 }
 

@@ -120,7 +120,7 @@ fn permissions() -> Verdict {
 }
 
 fn heap() -> Verdict {
-    let size = usize::try_from(memory::statistics().free / 4).map_err(|error| error.to_string())?;
+    let size = usize::try_from((memory::statistics().free / 4).min(16 << 20)).map_err(|error| error.to_string())?;
     let mut large: Vec<u8> = Vec::new();
     large.try_reserve_exact(size).map_err(|error| error.to_string())?;
     large.resize(size, 0x5a);

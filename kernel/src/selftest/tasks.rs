@@ -15,22 +15,21 @@ pub(super) fn run() -> Verdict {
     deferred_work()
 }
 
+/// A host that is busy may let the time pass before the processor halts; then no interrupt is needed, and it is tried again.
 fn sleep() -> Verdict {
     let before = interrupts::total();
-    let start = time::now_ns();
-    time::sleep_ns(2_000_000);
-    let slept = time::now_ns() - start;
-    // How late it may be is the host's affair; too early it must never be.
-    ensure!(
-        (2_000_000..500_000_000).contains(&slept),
-        "slept {slept} ns instead of 2000000"
-    );
-    ensure!(
-        !apic::is_on() || interrupts::total() > before,
-        "no timer interrupt came"
-    );
-    log::info!("slept 2 ms in {slept} ns with the timer \"{}\"", time::timer::name());
-    Ok(())
+    for _ in 0..10 {
+        let start = time::now_ns();
+        time::sleep_ns(20_000_000);
+        let slept = time::now_ns() - start;
+        // How late it may be is the host's affair; too early it must never be.
+        ensure!(slept >= 20_000_000, "slept {slept} ns instead of 20000000");
+        log::info!("slept 20 ms in {slept} ns with the timer \"{}\"", time::timer::name());
+        if interrupts::total() > before || !apic::is_on() {
+            return Ok(());
+        }
+    }
+    Err("no timer interrupt came".into())
 }
 
 fn tasks_take_turns() -> Verdict {

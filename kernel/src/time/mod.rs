@@ -18,6 +18,8 @@ pub enum RateSource {
     Hypervisor,
     /// The processor said so, in CPUID.
     Processor,
+    /// It was measured against another clock.
+    Measured,
     /// Nobody said anything: 1 GHz is assumed, and times are only good for comparison.
     Assumed,
 }
@@ -29,6 +31,7 @@ impl RateSource {
         match self {
             Self::Hypervisor => "hypervisor",
             Self::Processor => "processor",
+            Self::Measured => "measured",
             Self::Assumed => "assumed",
         }
     }
@@ -93,9 +96,10 @@ struct Reference {
 
 static REFERENCE: Once<Reference> = Once::new();
 
-/// Starts the clock: what the time stamp counter showed at the first instruction, and its rate.
+/// Starts the clock: what the time stamp counter showed at the first instruction, and its rate. The first phase is reached then.
 pub fn start(start_tsc: u64, hertz: Option<(u64, RateSource)>) {
     START_TSC.store(start_tsc, Ordering::Relaxed);
+    reached_at("start", 0);
     if let Some((hertz, source)) = hertz {
         RATE.call_once(|| (Rate::new(hertz), source));
     }
@@ -209,7 +213,10 @@ static REACHED: IrqMutex<([(&str, u64); PHASES], usize)> = IrqMutex::new(([("", 
 
 /// Remembers that a phase of the start has been reached now.
 pub fn reached(name: &'static str) {
-    let now = now_ns();
+    reached_at(name, now_ns());
+}
+
+fn reached_at(name: &'static str, now: u64) {
     let mut reached = REACHED.lock();
     let (phases, count) = &mut *reached;
     if let Some(slot) = phases.get_mut(*count) {
