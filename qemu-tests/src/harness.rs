@@ -75,6 +75,15 @@ impl Harness {
         verdict
     }
 
+    /// The size of the stripped kernel, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built.
+    pub fn kernel_size(&self) -> Result<u64> {
+        Ok(fs::metadata(once(&self.kernel, build::kernel)?)?.len())
+    }
+
     fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
