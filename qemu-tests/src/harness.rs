@@ -49,6 +49,10 @@ impl Harness {
     /// The folder for logs cannot be made.
     pub fn new(runner: PathBuf, selected: Vec<Scenario>) -> Result<Self> {
         let logs = session::log_folder()?;
+        for scenario in &selected {
+            // A failure must not show the log of an earlier run.
+            let _ = fs::remove_file(logs.join(format!("{}.log", scenario.name)));
+        }
         Ok(Self {
             runner,
             logs,

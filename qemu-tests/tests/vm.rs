@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         eprintln!("warning: VMBUS_SKIP_VM is set: {} VM tests are NOT run", selected.len());
     }
     let runner = PathBuf::from(env!("CARGO_BIN_EXE_qemu-tests"));
+    let selected = if arguments.list || skip { Vec::new() } else { selected };
     let harness = match Harness::new(runner, selected) {
         Ok(harness) => Arc::new(harness),
         Err(error) => {
