@@ -49,6 +49,10 @@ impl Harness {
     /// The folder for logs cannot be made.
     pub fn new(runner: PathBuf, selected: Vec<Scenario>) -> Result<Self> {
         let logs = session::log_folder()?;
+        for scenario in &selected {
+            // A failure must not show the log of an earlier run.
+            let _ = fs::remove_file(logs.join(format!("{}.log", scenario.name)));
+        }
         Ok(Self {
             runner,
             logs,
@@ -73,6 +77,15 @@ impl Harness {
             }
         }
         verdict
+    }
+
+    /// The size of the stripped kernel, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built.
+    pub fn kernel_size(&self) -> Result<u64> {
+        Ok(fs::metadata(once(&self.kernel, build::kernel)?)?.len())
     }
 
     fn log(&self, name: &str) -> PathBuf {

@@ -10,6 +10,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use qemu_tests::harness::Harness;
 use qemu_tests::scenarios::{self, Scenario};
 
+/// The stripped kernel must not be larger.
+const LARGEST_KERNEL: u64 = 512 << 10;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One at a time: they share a middle Linux, and their deadlines assume a processor of their own.
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
         eprintln!("warning: VMBUS_SKIP_VM is set: {} VM tests are NOT run", selected.len());
     }
     let runner = PathBuf::from(env!("CARGO_BIN_EXE_qemu-tests"));
+    let selected = if arguments.list || skip { Vec::new() } else { selected };
     let harness = match Harness::new(runner, selected) {
         Ok(harness) => Arc::new(harness),
         Err(error) => {
@@ -44,6 +48,20 @@ fn main() -> ExitCode {
         };
         Trial::test(scenario.name, run).with_ignored_flag(skip)
     };
-    let trials = all.into_iter().map(trial).collect();
+    let sized = Arc::clone(&harness);
+    let size = Trial::test("kernel_size", move || {
+        let bytes = sized
+            .kernel_size()
+            .map_err(|error| Failed::from(format!("{error:#}")))?;
+        eprintln!("    kernel_size: {bytes} bytes");
+        if bytes <= LARGEST_KERNEL {
+            Ok(())
+        } else {
+            Err(Failed::from(format!(
+                "the stripped kernel has {bytes} bytes, at most {LARGEST_KERNEL} are allowed"
+            )))
+        }
+    });
+    let trials = all.into_iter().map(trial).chain([size]).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -15,7 +15,7 @@ use super::wire::{Frame, Kind};
 use super::{Clock, Job, Plan, initramfs};
 use crate::process::{Child, tail};
 use crate::qemu::Qemu;
-use crate::tools::{self, kernel, kernel::Kernel};
+use crate::tools::{self, kernel::Kernel};
 
 /// What the nested host is made of.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ impl Ground {
     /// What is missing, and what to install.
     pub fn prepare() -> Result<Self> {
         let qemu = tools::qemu()?;
-        let kernel = kernel::find(Path::new("/")).or_else(|_| kernel::find(&tools::packages()?))?;
+        let kernel = tools::middle_kernel()?;
         let base = initramfs::base(&qemu, &kernel)?;
         Ok(Self { qemu, kernel, base })
     }

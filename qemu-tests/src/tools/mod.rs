@@ -93,7 +93,24 @@ pub fn qemu() -> Result<Qemu> {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         return Ok(serde_json::from_str(&text)?);
     }
-    installed_qemu().or_else(|_| packages().and_then(|root| unpacked_qemu(&root)))
+    let unpacked = |why: anyhow::Error| match packages() {
+        Ok(root) => unpacked_qemu(&root),
+        Err(error) => bail!("{why:#}; and {error:#}"),
+    };
+    installed_qemu().or_else(unpacked)
+}
+
+/// A Linux for the nested host.
+///
+/// # Errors
+///
+/// As [`qemu`].
+pub fn middle_kernel() -> Result<kernel::Kernel> {
+    let unpacked = |why: anyhow::Error| match packages() {
+        Ok(root) => kernel::find(&root),
+        Err(error) => bail!("{why:#}; and {error:#}"),
+    };
+    kernel::find(Path::new("/")).or_else(unpacked)
 }
 
 /// The installed QEMU.
@@ -145,11 +162,11 @@ fn usable(qemu: &Qemu) -> Result<Qemu> {
     if version < Version::OLDEST {
         bail!("QEMU {version} is installed, but {} is needed", Version::OLDEST);
     }
-    let devices = run_quietly(qemu.command().args(["-machine", "none", "-device", "help"]), patience)?;
     for device in ["hv-balloon", "vmbus-bridge"] {
-        if !devices.contains(&format!("\"{device}\"")) {
-            bail!("QEMU {version} is installed, but was built without {device}");
-        }
+        // Each by its name: a list of all devices would load every module, maybe one of another QEMU that is installed.
+        let help = format!("{device},help");
+        let known = run_quietly(qemu.command().args(["-machine", "none", "-device", &help]), patience);
+        known.with_context(|| format!("QEMU {version} is installed, but was built without {device}"))?;
     }
     Ok(Qemu {
         version,
