@@ -40,6 +40,7 @@
 mod bytes;
 mod config;
 mod device;
+pub mod dynamic_memory;
 mod knobs;
 mod processor;
 mod ring;
@@ -1249,8 +1250,9 @@ impl HostChannel<'_> {
         });
     }
 
-    /// Makes the host ask for one byte less than it needs when the ring is full, as some do.
-    pub fn ask_for_one_less(&self) {
+    /// Sets what the host asks to wait for when the ring to the guest is full: `None` for what it needs, the ring's size
+    /// minus one as some hosts do, or any other number.
+    pub fn set_pending_send_size(&self, value: Option<u32>) {
         self.with(|state, id| {
             if let Some(rings) = state
                 .server
@@ -1258,9 +1260,14 @@ impl HostChannel<'_> {
                 .get_mut(&id)
                 .and_then(|channel| channel.rings.as_mut())
             {
-                rings.asks_one_less = true;
+                rings.pending_override = value;
             }
         });
+    }
+
+    /// Records that the guest did something wrong: for devices.
+    pub fn violation(&self, what: String) {
+        self.with(|state, id| state.violation(format!("channel {id}: {what}")));
     }
 
     /// Returns the guest-physical addresses of the two control pages, of the ring from the guest and of that to it: for

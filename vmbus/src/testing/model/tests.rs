@@ -1,5 +1,6 @@
 //! The model, driven by a guest that is made of literal bytes only.
 
+mod dynamic_memory;
 mod guest;
 mod protocol;
 
