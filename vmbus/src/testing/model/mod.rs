@@ -479,6 +479,8 @@ impl Host {
                     opening: None,
                     rings: None,
                     device,
+                    is_device_out: false,
+                    missed: Vec::new(),
                     has_failed_open: false,
                     counters: ChannelCounters::default(),
                 };
@@ -632,26 +634,40 @@ impl Host {
     }
 
     fn handle(&self, event: Event) {
-        match event {
-            Event::Opened(id) => {
-                self.with_device(id, |device, channel| device.opened(channel));
-            }
-            Event::Signalled(id) => {
-                self.with_device(id, |device, channel| device.signalled(channel));
-            }
-            Event::Closed(id) => {
-                self.with_device(id, |device, _| device.closed());
+        let (Event::Opened(id) | Event::Signalled(id) | Event::Closed(id)) = event;
+        {
+            let mut state = self.lock();
+            if let Some(channel) = state.server.channels.get_mut(&id)
+                && channel.is_device_out
+            {
+                channel.missed.push(event);
+                return;
             }
         }
+        self.with_device(id, |device, channel| match event {
+            Event::Opened(_) => device.opened(channel),
+            Event::Signalled(_) => device.signalled(channel),
+            Event::Closed(_) => device.closed(),
+        });
     }
 
     /// Runs a device without the lock. `None` if there is none, or if it is running already (further down this stack, or
-    /// on another thread, where it will find the work itself).
+    /// on another thread).
     fn with_device<R>(&self, id: u32, work: impl FnOnce(&mut dyn Device, &HostChannel<'_>) -> R) -> Option<R> {
-        let mut device = self.lock().server.channels.get_mut(&id)?.device.take()?;
+        let mut device = {
+            let mut state = self.lock();
+            let channel = state.server.channels.get_mut(&id)?;
+            let device = channel.device.take()?;
+            channel.is_device_out = true;
+            device
+        };
         let result = work(&mut *device, &self.channel(id));
-        if let Some(channel) = self.lock().server.channels.get_mut(&id) {
+        let mut state = self.lock();
+        if let Some(channel) = state.server.channels.get_mut(&id) {
             channel.device = Some(device);
+            channel.is_device_out = false;
+            let missed = core::mem::take(&mut channel.missed);
+            state.events.extend(missed);
         }
         Some(result)
     }

@@ -107,6 +107,9 @@ pub(super) struct Channel {
     pub(super) opening: Option<Opening>,
     pub(super) rings: Option<Rings>,
     pub(super) device: Option<Box<dyn Device>>,
+    /// The device is running; what it has to be told meanwhile waits here.
+    pub(super) is_device_out: bool,
+    pub(super) missed: Vec<Event>,
     pub(super) has_failed_open: bool,
     pub(super) counters: super::ChannelCounters,
 }

@@ -1,4 +1,5 @@
 //! A guest by hand: registers, slots and rings as numbers.
+#![expect(unsafe_code, reason = "makes the machine's unsafe calls")]
 
 use std::vec::Vec;
 
