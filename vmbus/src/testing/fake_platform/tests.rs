@@ -15,7 +15,7 @@ fn guest_addresses_are_neither_identical_nor_contiguous_nor_used_twice() {
         for index in 0..4 {
             let number = block.pfn(index).unwrap().get();
             assert!(!seen.contains(&number) && !seen.contains(&(number - 1)));
-            assert_ne!(number as usize, block.base().addr().get() / PAGE_SIZE + index);
+            assert_ne!(number, (block.base().addr().get() / PAGE_SIZE + index) as u64);
             seen.push(number);
         }
     }

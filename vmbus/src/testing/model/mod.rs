@@ -44,6 +44,7 @@ pub mod dynamic_memory;
 mod knobs;
 mod processor;
 mod ring;
+mod scramble;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,7 @@ pub use self::config::{Config, Echo as VersionEcho, Offer, Pace, Personality};
 pub use self::device::{Device, Echo};
 pub use self::knobs::{Action, Reply, When};
 pub use self::ring::{Packet, RingError};
+pub use self::scramble::Scrambler;
 pub use self::server::GuestRange;
 
 /// What the host counted.

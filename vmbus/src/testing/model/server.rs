@@ -664,7 +664,14 @@ impl State {
         let (channel, id) = (u32_at(message, 8), u32_at(message, 12));
         match self.server.gpadls.get(&id) {
             None => {
-                self.violation(format!("teardown of GPADL {id}, which does not exist"));
+                let is_rescinded = self
+                    .server
+                    .channels
+                    .get(&channel)
+                    .is_some_and(|entry| entry.is_rescinded);
+                if !is_rescinded {
+                    self.violation(format!("teardown of GPADL {id}, which does not exist"));
+                }
                 return;
             }
             Some(gpadl) if gpadl.channel != channel => {
@@ -890,6 +897,15 @@ impl State {
             return Some(String::from("a monitor page"));
         }
         for (id, gpadl) in &self.server.gpadls {
+            // With the rescind, the host is done with a channel's memory.
+            if self
+                .server
+                .channels
+                .get(&gpadl.channel)
+                .is_some_and(|channel| channel.is_rescinded)
+            {
+                continue;
+            }
             if gpadl.page_numbers().any(|number| page_numbers.contains(&number)) {
                 return Some(format!("GPADL {id} of channel {}", gpadl.channel));
             }

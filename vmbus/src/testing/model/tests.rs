@@ -2,6 +2,9 @@
 
 mod dynamic_memory;
 mod guest;
+mod misbehaviour;
 mod protocol;
+mod synic;
+mod violations;
 
 use guest::RawGuest;

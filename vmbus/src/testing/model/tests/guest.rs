@@ -98,6 +98,13 @@ impl RawGuest {
         Some(message[16..16 + usize::from(message[4])].to_vec())
     }
 
+    /// What the slot of SINT 2 says its length is.
+    pub(super) fn claimed_len(&self) -> u8 {
+        let mut len = [0];
+        self.messages.read_at(2 * 256 + 4, &mut len).unwrap();
+        len[0]
+    }
+
     /// Takes all messages there are.
     pub(super) fn take_all(&self) -> Vec<Vec<u8>> {
         core::iter::from_fn(|| self.take()).collect()
