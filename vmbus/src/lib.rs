@@ -5,6 +5,8 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+extern crate std;
 
 #[cfg(feature = "alloc")]
 pub mod fallible;
@@ -13,6 +15,7 @@ pub mod memory;
 pub mod platform;
 pub mod protocol;
 pub mod sync;
+pub mod testing;
 pub mod time;
 
 pub use platform::Platform;
