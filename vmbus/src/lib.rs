@@ -5,13 +5,18 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
+#[cfg(test)]
+extern crate self as vmbus;
 
+#[cfg(feature = "alloc")]
+pub mod bus;
 #[cfg(feature = "alloc")]
 pub mod fallible;
 pub mod hyperv;
 pub mod memory;
 pub mod platform;
 pub mod protocol;
+pub mod ring;
 pub mod sync;
 pub mod time;
 

@@ -7,6 +7,7 @@
 //! - [`message`]: the table of channel messages, [`ChannelMessage::encode`] and [`ChannelMessage::decode`].
 //! - [`contact`], [`offer`], [`gpadl`], [`channel`]: the messages themselves, in the order in which a guest meets them.
 //! - [`class`]: the classes of devices, by GUID.
+//! - [`packet`]: packets in a ring.
 //! - [`Version`]: versions of the protocol.
 
 pub mod channel;
@@ -17,6 +18,7 @@ mod guid;
 mod ids;
 pub mod message;
 pub mod offer;
+pub mod packet;
 #[cfg(test)]
 mod tests;
 mod version;
