@@ -7,6 +7,8 @@
 extern crate alloc;
 #[cfg(test)]
 extern crate self as vmbus;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+extern crate std;
 
 #[cfg(feature = "alloc")]
 pub mod bus;
@@ -18,6 +20,7 @@ pub mod platform;
 pub mod protocol;
 pub mod ring;
 pub mod sync;
+pub mod testing;
 pub mod time;
 
 pub use platform::Platform;
