@@ -20,6 +20,10 @@
     )
 )]
 
+mod mapping;
+#[cfg(test)]
+mod tests;
+
 use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -95,10 +99,18 @@ impl Drop for ProcessorGuard {
 struct Block {
     base: NonNull<u8>,
     page_count: usize,
-    page_use: PageUse,
     page_numbers: Vec<u64>,
-    /// The memory belongs to the test: it is neither poisoned nor freed.
-    is_adopted: bool,
+    source: Source,
+}
+
+/// Where the memory of a block is from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Heap,
+    /// The file that can be mapped twice.
+    File,
+    /// It belongs to the test: it is neither poisoned nor freed.
+    Adopted,
 }
 
 // SAFETY: the pointer is to memory that the block owns (or that a test promised to keep), reached as atomics only.
@@ -108,6 +120,9 @@ struct Page {
     base: NonNull<u8>,
     /// The part of the page that is there: all of it, except at the edges of adopted memory.
     present: core::ops::Range<usize>,
+    page_use: PageUse,
+    /// Its number in the file that can be mapped twice.
+    in_file: Option<usize>,
 }
 
 // SAFETY: as for `Block`.
@@ -127,6 +142,9 @@ struct State {
     faults: Vec<String>,
     deferred: VecDeque<ProcessorIndex>,
     host: Option<&'static dyn HostSide>,
+    file: Option<mapping::File>,
+    /// What was mapped twice and not removed: address and pages.
+    double_mappings: BTreeMap<usize, usize>,
 }
 
 type DeferredHandler = Box<dyn Fn(ProcessorIndex) + Send + Sync>;
@@ -174,6 +192,21 @@ impl FakePlatform {
         }));
         locked(&PLATFORMS).push(platform);
         platform
+    }
+
+    /// Makes a platform whose pages can be mapped twice in a row, or `None` where the system cannot do that.
+    #[must_use]
+    pub fn with_double_mapping() -> Option<&'static Self> {
+        let file = mapping::File::new()?;
+        let platform = Self::new();
+        locked(&platform.state).file = Some(file);
+        Some(platform)
+    }
+
+    /// Returns how many double mappings there are now.
+    #[must_use]
+    pub fn double_mappings(&self) -> usize {
+        locked(&self.state).double_mappings.len()
     }
 
     /// Puts a host at the other side. [`super::model::Host`] does this by itself.
@@ -367,6 +400,8 @@ impl FakePlatform {
                 Page {
                     base: page_base,
                     present: in_page..in_page + part,
+                    page_use: PageUse::Data,
+                    in_file: None,
                 },
             );
             page_numbers.push(number);
@@ -376,9 +411,8 @@ impl FakePlatform {
         let block = Block {
             base,
             page_count,
-            page_use: PageUse::Data,
             page_numbers,
-            is_adopted: true,
+            source: Source::Adopted,
         };
         state.blocks.insert(address, block);
     }
@@ -387,7 +421,7 @@ impl FakePlatform {
     pub fn disown(&self, base: NonNull<u8>) {
         let mut state = locked(&self.state);
         match state.blocks.remove(&base.addr().get()) {
-            Some(block) if block.is_adopted => {
+            Some(block) if block.source == Source::Adopted => {
                 for number in &block.page_numbers {
                     state.pages.remove(number);
                 }
@@ -408,12 +442,9 @@ impl FakePlatform {
     /// [`BadAccess`], which is also recorded as a fault.
     pub fn guest_read(&self, gpa: u64, target: &mut [u8]) -> Result<(), BadAccess> {
         let mut state = locked(&self.state);
-        for (index, byte) in target.iter_mut().enumerate() {
-            let at = state.checked_byte(gpa.wrapping_add(index as u64))?;
-            // SAFETY: present memory of a live block, which the lock keeps alive; every access of this side is atomic.
-            *byte = unsafe { AtomicU8::from_ptr(at.as_ptr()) }.load(Ordering::Relaxed);
-        }
-        Ok(())
+        state.for_each_byte(gpa, target.len(), |index, byte| {
+            target[index] = byte.load(Ordering::Relaxed)
+        })
     }
 
     /// Writes guest memory as the host does.
@@ -423,12 +454,9 @@ impl FakePlatform {
     /// [`BadAccess`], which is also recorded as a fault.
     pub fn guest_write(&self, gpa: u64, source: &[u8]) -> Result<(), BadAccess> {
         let mut state = locked(&self.state);
-        for (index, byte) in source.iter().enumerate() {
-            let at = state.checked_byte(gpa.wrapping_add(index as u64))?;
-            // SAFETY: as in `guest_read`.
-            unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(*byte, Ordering::Relaxed);
-        }
-        Ok(())
+        state.for_each_byte(gpa, source.len(), |index, byte| {
+            byte.store(source[index], Ordering::Relaxed)
+        })
     }
 
     /// Runs `access` on the aligned 32-bit word at a guest-physical address.
@@ -467,9 +495,7 @@ impl FakePlatform {
     #[must_use]
     pub fn page_use(&self, gpa: u64) -> Option<PageUse> {
         let state = locked(&self.state);
-        let number = gpa / PAGE_SIZE as u64;
-        let block = state.blocks.values().find(|block| block.page_numbers.contains(&number));
-        block.map(|block| block.page_use)
+        state.pages.get(&(gpa / PAGE_SIZE as u64)).map(|page| page.page_use)
     }
 
     fn run_deferred_in_wait(&self) -> bool {
@@ -515,6 +541,31 @@ impl State {
         Err(error)
     }
 
+    /// Looks up each page once, and then goes through its bytes.
+    fn for_each_byte(
+        &mut self,
+        gpa: u64,
+        len: usize,
+        mut access: impl FnMut(usize, &AtomicU8),
+    ) -> Result<(), BadAccess> {
+        let mut done = 0;
+        while done < len {
+            let at = gpa.wrapping_add(done as u64);
+            let start = self.checked_byte(at)?;
+            let in_page = usize::try_from(at % PAGE_SIZE as u64).unwrap_or(0);
+            let part = (PAGE_SIZE - in_page).min(len - done);
+            self.checked_byte(at.wrapping_add(part as u64 - 1))?;
+            for index in 0..part {
+                // SAFETY: both ends of the part are in the same present part of a page.
+                let byte = unsafe { start.add(index) };
+                // SAFETY: memory of a live block, which the lock keeps alive; every access of this side is atomic.
+                access(done + index, unsafe { AtomicU8::from_ptr(byte.as_ptr()) });
+            }
+            done += part;
+        }
+        Ok(())
+    }
+
     /// Finds the block that a kernel address lies in.
     fn block_at(&self, address: usize) -> Option<&Block> {
         let (_, block) = self.blocks.range(..=address).next_back()?;
@@ -531,8 +582,13 @@ impl State {
             };
             self.resting_pages -= oldest.page_count;
             check_poison(&mut oldest, &mut self.faults);
-            // SAFETY: the block is exactly one allocation with this layout, and nothing points to it any more.
-            unsafe { dealloc(oldest.base.as_ptr(), layout_of(oldest.page_count)) };
+            if oldest.source == Source::File {
+                // SAFETY: the block is a mapping of its own; a double mapping of it would be used after the release.
+                unsafe { mapping::File::free(oldest.base, oldest.page_count) };
+            } else {
+                // SAFETY: the block is exactly one allocation with this layout, and nothing points to it any more.
+                unsafe { dealloc(oldest.base.as_ptr(), layout_of(oldest.page_count)) };
+            }
         }
     }
 }
@@ -573,9 +629,17 @@ unsafe impl Platform for FakePlatform {
         if page_count == 0 || page_count > 1 << 20 {
             return Err(refused);
         }
-        // SAFETY: the size is not zero.
-        let base = unsafe { alloc_zeroed(layout_of(page_count)) };
-        let base = NonNull::new(base).ok_or(refused)?;
+        let (base, first_in_file, source) = match &mut state.file {
+            Some(file) => {
+                let (base, first) = file.allocate(page_count).ok_or(refused)?;
+                (base, Some(first), Source::File)
+            }
+            None => {
+                // SAFETY: the size is not zero.
+                let base = unsafe { alloc_zeroed(layout_of(page_count)) };
+                (NonNull::new(base).ok_or(refused)?, None, Source::Heap)
+            }
+        };
         let mut page_numbers = Vec::with_capacity(page_count);
         for index in 0..page_count {
             let number = state.next_page_number();
@@ -586,6 +650,8 @@ unsafe impl Platform for FakePlatform {
                 Page {
                     base: page_base,
                     present: 0..PAGE_SIZE,
+                    page_use,
+                    in_file: first_in_file.map(|first| first + index),
                 },
             );
             page_numbers.push(number);
@@ -593,9 +659,8 @@ unsafe impl Platform for FakePlatform {
         let block = Block {
             base,
             page_count,
-            page_use,
             page_numbers,
-            is_adopted: false,
+            source,
         };
         state.blocks.insert(base.addr().get(), block);
         let live = self.live_pages.fetch_add(page_count, Ordering::Relaxed) + page_count;
@@ -607,7 +672,7 @@ unsafe impl Platform for FakePlatform {
         let (host, page_numbers) = {
             let mut state = locked(&self.state);
             match state.blocks.get(&base.addr().get()) {
-                Some(block) if block.page_count == page_count && !block.is_adopted => {
+                Some(block) if block.page_count == page_count && block.source != Source::Adopted => {
                     (state.host, block.page_numbers.clone())
                 }
                 Some(block) => {
@@ -726,8 +791,39 @@ unsafe impl Platform for FakePlatform {
         }
     }
 
-    fn map_twice(&self, _pages: &[Pfn]) -> Result<NonNull<u8>, CannotMapTwice> {
-        Err(CannotMapTwice)
+    fn map_twice(&self, pages: &[Pfn]) -> Result<NonNull<u8>, CannotMapTwice> {
+        let mut state = locked(&self.state);
+        let mut in_file = Vec::with_capacity(pages.len());
+        for page in pages {
+            match state.pages.get(&page.get()) {
+                Some(Page {
+                    in_file: Some(number), ..
+                }) => in_file.push(*number),
+                Some(_) => return Err(CannotMapTwice),
+                None => {
+                    state.fault(format!(
+                        "page {:#x} is to be mapped twice, but it is not allocated",
+                        page.get()
+                    ));
+                    return Err(CannotMapTwice);
+                }
+            }
+        }
+        let mapping = state.file.as_ref().and_then(|file| file.map_twice(&in_file));
+        let base = mapping.ok_or(CannotMapTwice)?;
+        state.double_mappings.insert(base.addr().get(), pages.len());
+        Ok(base)
+    }
+
+    unsafe fn unmap_twice(&self, base: NonNull<u8>, page_count: usize) {
+        let mut state = locked(&self.state);
+        match state.double_mappings.remove(&base.addr().get()) {
+            // SAFETY: made by `map_twice`, with twice as many pages, and removed once.
+            Some(had) if had == page_count => unsafe { mapping::File::unmap(base, page_count * 2) },
+            had => state.fault(format!(
+                "a double mapping of {page_count} pages is removed, but it is one of {had:?}"
+            )),
+        }
     }
 }
 

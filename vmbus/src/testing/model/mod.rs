@@ -40,9 +40,11 @@
 mod bytes;
 mod config;
 mod device;
+pub mod dynamic_memory;
 mod knobs;
 mod processor;
 mod ring;
+mod scramble;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -69,6 +71,7 @@ pub use self::config::{Config, Echo as VersionEcho, Offer, Pace, Personality};
 pub use self::device::{Device, Echo};
 pub use self::knobs::{Action, Reply, When};
 pub use self::ring::{Packet, RingError};
+pub use self::scramble::Scrambler;
 pub use self::server::GuestRange;
 
 /// What the host counted.
@@ -478,6 +481,8 @@ impl Host {
                     opening: None,
                     rings: None,
                     device,
+                    is_device_out: false,
+                    missed: Vec::new(),
                     has_failed_open: false,
                     counters: ChannelCounters::default(),
                 };
@@ -631,26 +636,40 @@ impl Host {
     }
 
     fn handle(&self, event: Event) {
-        match event {
-            Event::Opened(id) => {
-                self.with_device(id, |device, channel| device.opened(channel));
-            }
-            Event::Signalled(id) => {
-                self.with_device(id, |device, channel| device.signalled(channel));
-            }
-            Event::Closed(id) => {
-                self.with_device(id, |device, _| device.closed());
+        let (Event::Opened(id) | Event::Signalled(id) | Event::Closed(id)) = event;
+        {
+            let mut state = self.lock();
+            if let Some(channel) = state.server.channels.get_mut(&id)
+                && channel.is_device_out
+            {
+                channel.missed.push(event);
+                return;
             }
         }
+        self.with_device(id, |device, channel| match event {
+            Event::Opened(_) => device.opened(channel),
+            Event::Signalled(_) => device.signalled(channel),
+            Event::Closed(_) => device.closed(),
+        });
     }
 
     /// Runs a device without the lock. `None` if there is none, or if it is running already (further down this stack, or
-    /// on another thread, where it will find the work itself).
+    /// on another thread).
     fn with_device<R>(&self, id: u32, work: impl FnOnce(&mut dyn Device, &HostChannel<'_>) -> R) -> Option<R> {
-        let mut device = self.lock().server.channels.get_mut(&id)?.device.take()?;
+        let mut device = {
+            let mut state = self.lock();
+            let channel = state.server.channels.get_mut(&id)?;
+            let device = channel.device.take()?;
+            channel.is_device_out = true;
+            device
+        };
         let result = work(&mut *device, &self.channel(id));
-        if let Some(channel) = self.lock().server.channels.get_mut(&id) {
+        let mut state = self.lock();
+        if let Some(channel) = state.server.channels.get_mut(&id) {
             channel.device = Some(device);
+            channel.is_device_out = false;
+            let missed = core::mem::take(&mut channel.missed);
+            state.events.extend(missed);
         }
         Some(result)
     }
@@ -1249,8 +1268,9 @@ impl HostChannel<'_> {
         });
     }
 
-    /// Makes the host ask for one byte less than it needs when the ring is full, as some do.
-    pub fn ask_for_one_less(&self) {
+    /// Sets what the host asks to wait for when the ring to the guest is full: `None` for what it needs, the ring's size
+    /// minus one as some hosts do, or any other number.
+    pub fn set_pending_send_size(&self, value: Option<u32>) {
         self.with(|state, id| {
             if let Some(rings) = state
                 .server
@@ -1258,9 +1278,14 @@ impl HostChannel<'_> {
                 .get_mut(&id)
                 .and_then(|channel| channel.rings.as_mut())
             {
-                rings.asks_one_less = true;
+                rings.pending_override = value;
             }
         });
+    }
+
+    /// Records that the guest did something wrong: for devices.
+    pub fn violation(&self, what: String) {
+        self.with(|state, id| state.violation(format!("channel {id}: {what}")));
     }
 
     /// Returns the guest-physical addresses of the two control pages, of the ring from the guest and of that to it: for

@@ -2,6 +2,7 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
@@ -229,6 +230,11 @@ impl State {
     pub(super) fn write_register(&mut self, index: usize, register: u32, value: u64) {
         match register {
             0x4000_0000 => {
+                if value == 0 && self.hypercall_page & 1 != 0 && !self.is_crashing {
+                    self.violation(String::from(
+                        "the guest's id is taken back before the hypercall page (B1)",
+                    ));
+                }
                 self.guest_os_id = value;
                 if value == 0 {
                     self.hypercall_page &= !1;
@@ -239,12 +245,17 @@ impl State {
             0x4000_0021 => self.write_reference_tsc(value),
             0x4000_0070..=0x4000_0072 => {}
             0x4000_0073 => self.processors[index].assist_page = value,
-            0x4000_0080 => self.processors[index].control = value,
+            0x4000_0080 => {
+                self.check_teardown(index, "SCONTROL", self.processors[index].control, value);
+                self.processors[index].control = value;
+            }
             0x4000_0082 => {
+                self.check_teardown(index, "SIEFP", self.processors[index].event_page, value);
                 self.check_page_register("SIEFP", value);
                 self.processors[index].event_page = value;
             }
             0x4000_0083 => {
+                self.check_teardown(index, "SIMP", self.processors[index].message_page, value);
                 self.check_page_register("SIMP", value);
                 self.processors[index].message_page = value;
             }
@@ -288,6 +299,22 @@ impl State {
             } else if timer.0 & 8 != 0 {
                 timer.0 |= 1;
             }
+        }
+    }
+
+    /// Timers stop first, then SINTs are masked, then the pages go.
+    fn check_teardown(&mut self, index: usize, name: &str, before: u64, value: u64) {
+        if before & 1 == 0 || value & 1 != 0 || self.is_crashing {
+            return;
+        }
+        let processor = &self.processors[index];
+        let open = processor.sints.iter().position(|sint| sint & 0x1_0000 == 0);
+        let running = processor.timers.iter().position(|timer| timer.0 & 1 != 0);
+        if let Some(sint) = open {
+            self.violation(format!("{name} goes off while SINT {sint} is not masked (B7)"));
+        }
+        if let Some(timer) = running {
+            self.violation(format!("{name} goes off while timer {timer} runs (B7)"));
         }
     }
 

@@ -143,8 +143,10 @@ pub(super) struct Rings {
     write: u32,
     mask: u32,
     pending: u32,
-    /// What the host asks to wait for is one less than it needs, as some do.
-    pub(super) asks_one_less: bool,
+    /// What the host asks to wait for when the ring is full, instead of what it needs.
+    pub(super) pending_override: Option<u32>,
+    /// The host signals for room that equals what the guest waits for, not only for more.
+    pub(super) signals_at_equality: bool,
 }
 
 impl Rings {
@@ -156,7 +158,8 @@ impl Rings {
             write: 0,
             mask: 0,
             pending: 0,
-            asks_one_less: false,
+            pending_override: None,
+            signals_at_equality: false,
         }
     }
 
@@ -303,7 +306,9 @@ impl Rings {
         fence(Ordering::SeqCst);
         let pending = self.from_guest.load(platform, 12);
         let room_after = room_before + len + 8;
-        let is_signal_due = pending != 0 && room_before < pending && room_after >= pending;
+        // The public header says "greater than"; some hosts are more generous.
+        let is_enough = |room| room > pending || (self.signals_at_equality && room == pending);
+        let is_signal_due = pending != 0 && !is_enough(room_before) && is_enough(room_after);
         Ok(Outcome {
             value: Some(packet),
             is_signal_due,
@@ -327,11 +332,7 @@ impl Rings {
         let room = size - (old_write + size - read) % size;
         let needed = len32(bytes.len());
         if needed >= room {
-            self.pending = if self.asks_one_less {
-                needed.min(size) - 1
-            } else {
-                needed + 8
-            };
+            self.pending = self.pending_override.unwrap_or(needed + 8);
             self.to_guest.store(platform, 12, self.pending);
             fence(Ordering::SeqCst);
             return Err(RingError::Full);

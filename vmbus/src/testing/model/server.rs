@@ -107,6 +107,9 @@ pub(super) struct Channel {
     pub(super) opening: Option<Opening>,
     pub(super) rings: Option<Rings>,
     pub(super) device: Option<Box<dyn Device>>,
+    /// The device is running; what it has to be told meanwhile waits here.
+    pub(super) is_device_out: bool,
+    pub(super) missed: Vec<Event>,
     pub(super) has_failed_open: bool,
     pub(super) counters: super::ChannelCounters,
 }
@@ -403,6 +406,11 @@ impl State {
         if version < 0x3_0000 {
             self.violation(format!("UNLOAD on version {version:#x}, which has none"));
         }
+        if !self.inbox.is_empty() {
+            let count = self.inbox.len();
+            self.violation(format!("{count} messages are posted between UNLOAD and its answer"));
+            self.inbox.clear();
+        }
         let open = self.open_channels();
         if !open.is_empty() && !self.is_crashing {
             self.violation(format!("UNLOAD with channels {open:?} open"));
@@ -656,7 +664,14 @@ impl State {
         let (channel, id) = (u32_at(message, 8), u32_at(message, 12));
         match self.server.gpadls.get(&id) {
             None => {
-                self.violation(format!("teardown of GPADL {id}, which does not exist"));
+                let is_rescinded = self
+                    .server
+                    .channels
+                    .get(&channel)
+                    .is_some_and(|entry| entry.is_rescinded);
+                if !is_rescinded {
+                    self.violation(format!("teardown of GPADL {id}, which does not exist"));
+                }
                 return;
             }
             Some(gpadl) if gpadl.channel != channel => {
@@ -698,7 +713,7 @@ impl State {
         }
         if channel.opening.is_some() {
             self.violation(format!("channel {id} is opened a second time"));
-            if personality != Personality::OpenVmm {
+            if personality == Personality::HyperV {
                 self.answer_open(id, open_id, UNSUCCESSFUL);
             }
             return;
@@ -707,7 +722,7 @@ impl State {
             // Its bug: such a channel stays shut.
             return;
         }
-        let event_flag = self.event_flag_of(id, message);
+        let (event_flag, signal_connection) = self.signal_parameters_of(id, message);
         match self.check_opening(id, gpadl, target_vp, downstream) {
             Err(problem) => {
                 self.violation(problem);
@@ -720,6 +735,7 @@ impl State {
                 let feature_bits = self.config.ring_feature_bits;
                 rings.start(self.platform, feature_bits);
                 if let Some(channel) = self.server.channels.get_mut(&id) {
+                    channel.connection = signal_connection.unwrap_or(channel.connection);
                     channel.rings = Some(rings);
                     channel.opening = Some(Opening {
                         gpadl,
@@ -735,20 +751,28 @@ impl State {
         }
     }
 
-    fn event_flag_of(&self, id: u32, message: &[u8]) -> u16 {
+    /// The event flag for the guest, and the connection for the host if the guest chose it.
+    fn signal_parameters_of(&mut self, id: u32, message: &[u8]) -> (u16, Option<u32>) {
         let features = self.server.contact.as_ref().map_or(0, |contact| contact.features);
-        if features & 1 != 0 && message.len() >= 152 {
-            u16_at(message, 148)
-        } else {
-            super::bytes::low16(u64::from(id))
+        if features & 1 == 0 {
+            return (super::bytes::low16(u64::from(id)), None);
         }
+        if message.len() < 156 {
+            self.violation(format!(
+                "OPENCHANNEL of {} bytes, 156 with the signal parameters agreed on",
+                message.len()
+            ));
+            return (super::bytes::low16(u64::from(id)), None);
+        }
+        (u16_at(message, 152), Some(u32_at(message, 148)))
     }
 
     fn fail_open(&mut self, id: u32, open_id: u32) {
         if let Some(channel) = self.server.channels.get_mut(&id) {
             channel.has_failed_open = true;
         }
-        self.answer_open(id, open_id, UNSUCCESSFUL);
+        let is_qemu = self.config.personality == Personality::Qemu;
+        self.answer_open(id, open_id, if is_qemu { 1 } else { UNSUCCESSFUL });
     }
 
     fn check_opening(&self, id: u32, gpadl: u32, target_vp: u32, downstream: u32) -> Result<Rings, String> {
@@ -761,7 +785,7 @@ impl State {
                 entry.channel
             ));
         }
-        if self.processor_of_vp(target_vp).is_none() {
+        if !self.is_target(target_vp) {
             return Err(format!("channel {id}: there is no virtual processor {target_vp}"));
         }
         let [range] = entry.ranges.as_slice() else {
@@ -778,11 +802,17 @@ impl State {
                 pages.len() - downstream.min(pages.len())
             ));
         }
-        let rings = Rings::new(&pages[..downstream], &pages[downstream..]);
+        let mut rings = Rings::new(&pages[..downstream], &pages[downstream..]);
+        rings.signals_at_equality = self.config.personality != Personality::HyperV;
         rings
             .check_fresh(self.platform)
             .map_err(|problem| format!("channel {id}: {problem}"))?;
         Ok(rings)
+    }
+
+    /// Whether a channel's signals can go there: all ones means nowhere.
+    fn is_target(&self, vp_index: u32) -> bool {
+        vp_index == u32::MAX || self.processor_of_vp(vp_index).is_some()
     }
 
     fn answer_open(&mut self, id: u32, open_id: u32, status: u32) {
@@ -825,7 +855,7 @@ impl State {
             self.violation(format!("MODIFYCHANNEL on version {version:#x}, which has none"));
             return;
         }
-        let is_valid = self.processor_of_vp(target_vp).is_some();
+        let is_valid = self.is_target(target_vp);
         let Some(channel) = self.server.channels.get_mut(&id) else {
             self.violation(format!("MODIFYCHANNEL for channel {id}, which does not exist"));
             return;
@@ -867,6 +897,15 @@ impl State {
             return Some(String::from("a monitor page"));
         }
         for (id, gpadl) in &self.server.gpadls {
+            // With the rescind, the host is done with a channel's memory.
+            if self
+                .server
+                .channels
+                .get(&gpadl.channel)
+                .is_some_and(|channel| channel.is_rescinded)
+            {
+                continue;
+            }
             if gpadl.page_numbers().any(|number| page_numbers.contains(&number)) {
                 return Some(format!("GPADL {id} of channel {}", gpadl.channel));
             }

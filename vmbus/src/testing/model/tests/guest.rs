@@ -1,4 +1,5 @@
 //! A guest by hand: registers, slots and rings as numbers.
+#![expect(unsafe_code, reason = "makes the machine's unsafe calls")]
 
 use std::vec::Vec;
 
@@ -95,6 +96,13 @@ impl RawGuest {
             self.wrmsr(0x4000_0084, 0);
         }
         Some(message[16..16 + usize::from(message[4])].to_vec())
+    }
+
+    /// What the slot of SINT 2 says its length is.
+    pub(super) fn claimed_len(&self) -> u8 {
+        let mut len = [0];
+        self.messages.read_at(2 * 256 + 4, &mut len).unwrap();
+        len[0]
     }
 
     /// Takes all messages there are.
