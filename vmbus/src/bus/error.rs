@@ -57,6 +57,9 @@ pub enum ConnectError {
         /// How long the wait was.
         waited: Duration,
     },
+    /// The host listens on none of the connections where a bus would be.
+    #[error("this host has no VMBus: nobody listens")]
+    NoBus,
     /// The host speaks none of the versions that it was asked for.
     #[error("the host speaks no version of the VMBus from {newest} down to {oldest}")]
     NoCommonVersion {

@@ -379,6 +379,15 @@ impl Table {
         self.enter(self.place(channel)?, |core| core.id() == channel)
     }
 
+    /// Tells the open channel of an entry something.
+    pub(super) fn with_open(&self, place: usize, tell: impl FnOnce(&ChannelCore)) {
+        if let Some(open) = self.open.get(place)
+            && let Some(core) = open.lock(self.platform).as_ref()
+        {
+            tell(core);
+        }
+    }
+
     /// Returns how many places there are.
     pub(super) const fn len(&self) -> usize {
         self.open.len()
