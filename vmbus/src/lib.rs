@@ -5,15 +5,20 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
+#[cfg(test)]
+extern crate self as vmbus;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 extern crate std;
 
+#[cfg(feature = "alloc")]
+pub mod bus;
 #[cfg(feature = "alloc")]
 pub mod fallible;
 pub mod hyperv;
 pub mod memory;
 pub mod platform;
 pub mod protocol;
+pub mod ring;
 pub mod sync;
 pub mod testing;
 pub mod time;
