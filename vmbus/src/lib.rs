@@ -9,10 +9,14 @@ extern crate alloc;
 #[cfg(feature = "alloc")]
 pub mod fallible;
 pub mod hyperv;
+#[cfg(feature = "alloc")]
+pub mod kmcl;
 pub mod memory;
 pub mod platform;
 pub mod protocol;
 pub mod sync;
+#[cfg(test)]
+mod test_platform;
 pub mod time;
 
 pub use platform::Platform;
