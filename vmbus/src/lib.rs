@@ -5,6 +5,8 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
+#[cfg(test)]
+extern crate self as vmbus;
 
 #[cfg(feature = "alloc")]
 pub mod fallible;
@@ -14,6 +16,7 @@ pub mod kmcl;
 pub mod memory;
 pub mod platform;
 pub mod protocol;
+pub mod ring;
 pub mod sync;
 #[cfg(test)]
 mod test_platform;

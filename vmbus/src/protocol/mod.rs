@@ -15,6 +15,7 @@ mod guid;
 mod ids;
 pub mod message;
 pub mod offer;
+pub mod packet;
 #[cfg(test)]
 mod tests;
 mod version;
