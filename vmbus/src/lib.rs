@@ -10,6 +10,8 @@ extern crate self as vmbus;
 
 #[cfg(feature = "alloc")]
 pub mod fallible;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod hyperv;
 #[cfg(feature = "alloc")]
 pub mod kmcl;

@@ -141,6 +141,15 @@ impl DmaBuffer {
         self.block.pages.write_at(self.offset + offset, source)
     }
 
+    /// Returns the buffer made `len` bytes long, if its pages hold as many.
+    pub(crate) fn extended(&self, len: usize) -> Option<Self> {
+        (self.offset.checked_add(len)? <= self.block.pages.len_bytes()).then(|| Self {
+            block: self.block.clone(),
+            offset: self.offset,
+            len,
+        })
+    }
+
     const fn check(&self, offset: usize, len: usize) -> Result<(), OutOfRange> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(()),

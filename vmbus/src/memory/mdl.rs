@@ -61,6 +61,7 @@ struct Piece {
 
 #[derive(Clone)]
 enum Chain {
+    None,
     One(Piece),
     Many(Shared<Vec<Piece>>),
 }
@@ -121,6 +122,16 @@ impl Mdl {
             chain: Chain::One(Piece { memory, offset, len }),
             offset: 0,
             len,
+        }
+    }
+
+    /// Describes no bytes.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self {
+            chain: Chain::None,
+            offset: 0,
+            len: 0,
         }
     }
 
@@ -241,6 +252,32 @@ impl Mdl {
         })
     }
 
+    /// Returns the first part of the chain, made `len` bytes long: at most to the end of the page that it ends in.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] if that is longer, or if the memory does not own the rest of the page.
+    pub(crate) fn first_part_extended(&self, len: usize) -> Result<Self, OutOfRange> {
+        let out_of_range = OutOfRange {
+            offset: 0,
+            len,
+            size: self.len,
+        };
+        let (piece, from, available) = self.parts().next().ok_or(out_of_range)?;
+        if len <= available {
+            return self.range(0, len);
+        }
+        let memory = match &piece.memory {
+            Memory::Dma(buffer) => Memory::Dma(buffer.extended(piece.offset + from + len).ok_or(out_of_range)?),
+            Memory::Pages(pfns) if pages_for(piece.offset + from + len) <= pfns.len() => piece.memory.clone(),
+            _ => return Err(out_of_range),
+        };
+        if pages_for(piece.pages_at(from).1 + len) != pages_for(piece.pages_at(from).1 + available) {
+            return Err(out_of_range);
+        }
+        Ok(Self::one(memory, piece.offset + from, len))
+    }
+
     /// Returns the buffer, if this is one whole buffer and nothing else; otherwise returns the `Mdl` unchanged.
     ///
     /// # Errors
@@ -268,6 +305,7 @@ impl Mdl {
     /// Walks the pieces that this range covers: each with the first covered byte in it and the number of them.
     fn parts(&self) -> impl Iterator<Item = (&Piece, usize, usize)> {
         let pieces = match &self.chain {
+            Chain::None => &[],
             Chain::One(piece) => core::slice::from_ref(piece),
             Chain::Many(pieces) => pieces.as_slice(),
         };
