@@ -14,12 +14,18 @@ extern crate std;
 pub mod bus;
 #[cfg(feature = "alloc")]
 pub mod fallible;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod hyperv;
+#[cfg(feature = "alloc")]
+pub mod kmcl;
 pub mod memory;
 pub mod platform;
 pub mod protocol;
 pub mod ring;
 pub mod sync;
+#[cfg(test)]
+mod test_platform;
 pub mod testing;
 pub mod time;
 

@@ -252,7 +252,9 @@ impl Bus {
         let is_needed = self.0.message_processor.load(Ordering::Relaxed) == processor.0
             || (0..self.0.table.len()).any(|place| {
                 let mut is_target = false;
-                self.0.table.with_open(place, |core| is_target = core.target() == processor);
+                self.0
+                    .table
+                    .with_open(place, |core| is_target = core.target() == processor);
                 is_target
             });
         if is_needed {
@@ -292,6 +294,11 @@ impl Bus {
     /// Bounded: each channel's callback a few times, and so many messages; the rest is scheduled again.
     pub fn process(&self, processor: ProcessorIndex) -> Progress {
         self.0.process(processor)
+    }
+
+    /// Looks at messages, as every wait does, and calls nobody.
+    pub(crate) fn look_at_messages(&self) {
+        self.0.pump();
     }
 
     /// Does the current processor's work, for a system that polls.

@@ -30,6 +30,19 @@ impl<'a> External<'a> {
             Ok(Self::TransferPages(TransferPages::parse(bytes)?))
         }
     }
+
+    /// Takes apart the page list of a packet that was copied earlier: the bytes in front of its payload.
+    ///
+    /// # Errors
+    ///
+    /// [`Corruption`] if it is none for a packet of this type.
+    #[cfg(feature = "alloc")]
+    pub(crate) fn parse_list(packet_type: PacketType, bytes: &'a [u8]) -> Result<Self, Corruption> {
+        match packet_type {
+            PacketType::GPA_DIRECT | PacketType::TRANSFER_PAGES => Self::parse(packet_type, bytes),
+            _ => Ok(Self::None),
+        }
+    }
 }
 
 /// How many pages a range touches.
