@@ -7,6 +7,8 @@
 extern crate alloc;
 
 #[cfg(feature = "alloc")]
+pub mod device;
+#[cfg(feature = "alloc")]
 pub mod fallible;
 pub mod hyperv;
 pub mod memory;

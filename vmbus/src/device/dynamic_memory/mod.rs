@@ -1,0 +1,47 @@
+//! Dynamic memory: ballooning, hot add and pressure reports (`DM_*`, `hv-balloon` in QEMU).
+//!
+//! The host takes pages away by asking the guest to allocate them and to name them ("balloon"), gives the same pages
+//! back later ("unballoon"), adds memory at new addresses ("hot add"), and decides on all three from a report that
+//! the guest sends each second.
+//!
+//! - [`protocol`]: the messages, as bytes and as values.
+//! - [`Engine`]: the guest's side of the conversation, without input or output of its own: messages go in, messages and
+//!   calls of a [`MemoryPool`] come out. Work is done in bounded slices.
+//! - [`MemoryPool`]: what the operating system's page allocator offers to the engine.
+//! - [`HeldPages`]: the pages that the host has. They belong to nobody in the guest and nobody touches them; they
+//!   outlive the channel, its reopening, and the connection.
+//!
+//! # Which way around
+//!
+//! ```text
+//! channel  --message-->  Engine::on_packet        never sends, never works long; may say "busy"
+//!                        Engine::poll(now) <----  the operating system: after each message and at next_wakeup()
+//!                          |        |
+//!                       Outbox   MemoryPool       at most Config::slice_steps of work a call
+//! ```
+//!
+//! Everything that the host says is an allegation: ranges are compared with the pages that are really held, sizes with
+//! the bytes that really came, and no message can make one call do more than a slice of work.
+//!
+//! Sources: the protocol as Linux's `hv_balloon` and QEMU's `hv-balloon` speak it (facts, none of their text), and
+//! what QEMU 10.0 was seen to do. Microsoft has not published a specification.
+
+pub mod engine;
+mod held;
+mod pool;
+pub mod protocol;
+mod range;
+
+pub use engine::{Config, Counters, Delivery, Engine, Fault, Outbox, Progress, SendError, State};
+pub use held::{HeldPages, InsertError, Removal};
+pub use pool::{AddRefused, Figures, MemoryPool, default_reserve_pages};
+pub use range::PageRange;
+
+use crate::protocol::Guid;
+
+/// The class of the device in its offer.
+pub const CLASS: Guid = Guid::literal("525074dc-8985-46e2-8057-a307dc18a502");
+
+/// The pages that each of the channel's two rings should have for data. A balloon response takes up to one page; with
+/// this, several fit.
+pub const RING_DATA_PAGES: usize = 4;
