@@ -478,6 +478,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, ..ProptestConfig::default() })]
+
         #[test]
         fn the_set_is_a_set(actions in prop::collection::vec((any::<bool>(), 0_u64..3 * CHUNK_PAGES, 1_u64..200), 1..60)) {
             let mut held = HeldPages::new();

@@ -23,8 +23,8 @@
 //! Everything that the host says is an allegation: ranges are compared with the pages that are really held, sizes with
 //! the bytes that really came, and no message can make one call do more than a slice of work.
 //!
-//! Sources: the protocol as Linux's `hv_balloon` and QEMU's `hv-balloon` speak it (facts, none of their text), and
-//! what QEMU 10.0 was seen to do. Microsoft has not published a specification.
+//! Sources: the protocol as Linux's `hv_balloon` (the guest) and QEMU's `hv-balloon` (the host) speak it. Microsoft has
+//! not published a specification.
 
 pub mod engine;
 mod held;

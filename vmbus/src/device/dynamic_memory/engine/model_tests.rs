@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::tests::{
+use super::support::{
     Sent, TestPool, at, balloon_request, balloon_response, bits, connect, hot_add_request, message, settle,
     unballoon_request,
 };
