@@ -14,11 +14,14 @@
 //! # Which way around
 //!
 //! ```text
-//! channel  --message-->  Engine::on_packet        never sends, never works long; may say "busy"
-//!                        Engine::poll(now) <----  the operating system: after each message and at next_wakeup()
-//!                          |        |
-//!                       Outbox   MemoryPool       at most Config::slice_steps of work a call
+//!   Inbox ---packets--->  Engine::pump(now)  <----  the operating system: when the host has signalled, at
+//!                            |          |           next_wakeup(), and at once after Progress::More
+//!  Outbox <--messages--------+          +-------->  MemoryPool
 //! ```
+//!
+//! One call works for one slice of a long request at most ([`Config::slice_steps`]), so it may stand in a main loop. A
+//! driver over something other than a pair of boxes uses [`Engine::on_packet`] and [`Engine::poll`], of which `pump` is
+//! made.
 //!
 //! Everything that the host says is an allegation: ranges are compared with the pages that are really held, sizes with
 //! the bytes that really came, and no message can make one call do more than a slice of work.
@@ -32,7 +35,7 @@ mod pool;
 pub mod protocol;
 mod range;
 
-pub use engine::{Config, Counters, Delivery, Engine, Fault, Outbox, Progress, SendError, State};
+pub use engine::{Config, Counters, Delivery, Engine, Fault, Inbox, Outbox, Progress, SendError, State};
 pub use held::{HeldPages, InsertError, Removal};
 pub use pool::{AddRefused, Figures, MemoryPool, default_reserve_pages};
 pub use range::PageRange;

@@ -33,8 +33,11 @@ use super::protocol::{
 use super::{Figures, HeldPages, MemoryPool};
 use crate::fallible::{OutOfMemory, TryPush, try_vec_of, try_vec_with_capacity};
 use crate::time::Instant;
-pub use types::{Config, Counters, Delivery, Fault, Outbox, Progress, SendError, State};
+pub use types::{Config, Counters, Delivery, Fault, Inbox, Outbox, Progress, SendError, State};
 use work::Job;
+
+/// How many packets one call of [`Engine::pump`] takes.
+const PACKETS_PER_PUMP: usize = 16;
 
 /// The `log` target of this module.
 const LOG: &str = "vmbus::dynamic_memory";
@@ -203,6 +206,27 @@ impl<P: MemoryPool> Engine<P> {
                 self.work_without_channel(self.config.slice_steps)
             }
         }
+    }
+
+    /// Does everything that there is to do, up to one slice of a long job or a few short ones: takes packets from `inbox`
+    /// in their order, works, sends. This is what a driver calls when the host has signalled, when
+    /// [`Engine::next_wakeup`] has come, and again as long as it returns [`Progress::More`].
+    pub fn pump(&mut self, now: Instant, inbox: &mut dyn Inbox, outbox: &mut dyn Outbox) -> Progress {
+        for _ in 0..PACKETS_PER_PUMP {
+            let progress = self.poll(now, outbox);
+            if progress == Progress::More {
+                return Progress::More;
+            }
+            let Some(packet) = inbox.front() else {
+                return progress;
+            };
+            match self.on_packet(packet) {
+                Delivery::Taken => inbox.pop(),
+                // Not even its answer could be sent: nothing goes on until there is room.
+                Delivery::Busy => return progress,
+            }
+        }
+        Progress::More
     }
 
     /// Returns when [`Engine::poll`] is due even if no packet comes, or `None` if never.

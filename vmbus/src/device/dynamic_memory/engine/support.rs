@@ -1,6 +1,6 @@
 //! For the tests: a page allocator that checks every call, and a host whose bytes are written out by hand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::vec::Vec;
 
 use super::super::{AddRefused, PageRange};
@@ -121,6 +121,16 @@ impl Outbox for Sent {
         }
         self.messages.push(message.to_vec());
         Ok(())
+    }
+}
+
+impl Inbox for VecDeque<Vec<u8>> {
+    fn front(&mut self) -> Option<&[u8]> {
+        Self::front(self).map(Vec::as_slice)
+    }
+
+    fn pop(&mut self) {
+        assert!(self.pop_front().is_some(), "nothing was there to be let go of");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The handshake, the reports and one whole conversation, against a scripted host.
 
+use std::collections::VecDeque;
 use std::vec::Vec;
 
 use super::super::PageRange;
@@ -238,4 +239,55 @@ fn no_reports_are_sent_to_a_host_that_does_not_want_them() {
     assert_eq!(engine.next_wakeup(), None);
     assert_eq!(engine.poll(at(5000), &mut sent), Progress::Idle);
     assert_eq!(sent.messages.len(), 0);
+}
+
+#[test]
+fn pumping_takes_packets_in_order_and_leaves_what_has_to_wait() {
+    let config = Config {
+        slice_steps: 50,
+        ..Config::default()
+    };
+    let mut engine = engine_with(config, TestPool::with_free((0..4000).step_by(2)));
+    let mut sent = Sent::default();
+    let mut inbox = VecDeque::new();
+    engine.start();
+    assert_eq!(engine.pump(at(0), &mut inbox, &mut sent), Progress::Idle);
+    // The whole handshake and three requests, read at one go by a driver that was late.
+    inbox.extend([VERSION_ACCEPTED.to_vec(), CAPABILITIES_ACCEPTED_QUIETLY.to_vec()]);
+    inbox.extend([
+        balloon_request(700),
+        unballoon_request(&[(0, 10)], false),
+        balloon_request(1),
+    ]);
+    let mut calls = 0;
+    loop {
+        let before = engine.pool().calls;
+        let progress = engine.pump(at(0), &mut inbox, &mut sent);
+        assert!(engine.pool().calls - before <= 60, "one slice a call");
+        calls += 1;
+        if progress != Progress::More {
+            assert_eq!(progress, Progress::Idle);
+            break;
+        }
+    }
+    assert!(calls >= 700 / 50, "{calls}");
+    assert!(inbox.is_empty());
+    let kinds: Vec<u8> = sent.messages.drain(..).map(|message| message[0]).collect();
+    assert_eq!(kinds, [1, 3, 7, 7, 9, 7]);
+
+    // A host that does not read: one request is begun, the next one waits outside.
+    sent.room = Some(0);
+    inbox.extend([balloon_request(1), balloon_request(2)]);
+    for _ in 0..3 {
+        assert_eq!(engine.pump(at(0), &mut inbox, &mut sent), Progress::Blocked);
+        assert_eq!(inbox.len(), 1);
+    }
+    sent.room = None;
+    assert_eq!(engine.pump(at(0), &mut inbox, &mut sent), Progress::Idle);
+    assert_eq!((inbox.len(), sent.messages.len()), (0, 2));
+
+    // A flood of packets does not keep the caller for ever.
+    inbox.extend((0..100).map(|_| message(99, &[])));
+    assert_eq!(engine.pump(at(0), &mut inbox, &mut sent), Progress::More);
+    assert_eq!(inbox.len(), 100 - 16);
 }

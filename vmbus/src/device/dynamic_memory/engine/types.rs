@@ -116,6 +116,15 @@ impl<F: FnMut(&[u8]) -> Result<(), SendError>> Outbox for F {
     }
 }
 
+/// Where packets from the host come from: the channel, or a line of packets that its callback has taken.
+pub trait Inbox {
+    /// Returns the payload of the next packet, the same one until [`Inbox::pop`]; `None` if there is none now.
+    fn front(&mut self) -> Option<&[u8]>;
+
+    /// Lets go of the packet that [`Inbox::front`] has returned.
+    fn pop(&mut self);
+}
+
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a packet that met a busy engine has to be delivered again"]
