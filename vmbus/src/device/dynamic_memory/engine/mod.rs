@@ -25,6 +25,7 @@ mod tests;
 mod work_tests;
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use super::protocol::{
     Capabilities, CapabilitiesAnswer, Information, MAX_MESSAGE_BYTES, MAX_RANGES, Message, ParseError, ProtocolVersion,
@@ -38,6 +39,10 @@ use work::Job;
 
 /// How many packets one call of [`Engine::pump`] takes.
 const PACKETS_PER_PUMP: usize = 16;
+
+/// How long to wait before looking again whether there is room for a message: a host that makes room signals, so this is
+/// for those that do not.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// The `log` target of this module.
 const LOG: &str = "vmbus::dynamic_memory";
@@ -58,6 +63,8 @@ pub struct Engine<P> {
     answer_due: Option<Instant>,
     /// When the next report is due, if the host wants them.
     status_due: Option<Instant>,
+    /// When to look again whether there is room for a message.
+    retry_due: Option<Instant>,
     last_status: Option<Status>,
     host_limit_pages: Option<u64>,
     job: Job,
@@ -84,6 +91,7 @@ impl<P: MemoryPool> Engine<P> {
             is_handshake_due: false,
             answer_due: None,
             status_due: None,
+            retry_due: None,
             last_status: None,
             host_limit_pages: None,
             job: Job::None,
@@ -131,6 +139,7 @@ impl<P: MemoryPool> Engine<P> {
         self.is_handshake_due = false;
         self.answer_due = None;
         self.status_due = None;
+        self.retry_due = None;
         self.abandon_job();
     }
 
@@ -198,14 +207,16 @@ impl<P: MemoryPool> Engine<P> {
             },
             Err(SendError::Gone) => Err(SendError::Gone),
         };
-        match result {
+        let progress = match result {
             Ok(progress) => progress,
             Err(SendError::Full) => Progress::Blocked,
             Err(SendError::Gone) => {
                 self.on_closed();
                 self.work_without_channel(self.config.slice_steps)
             }
-        }
+        };
+        self.retry_due = (progress == Progress::Blocked).then(|| now.saturating_add(RETRY_AFTER));
+        progress
     }
 
     /// Does everything that there is to do, up to one slice of a long job or a few short ones: takes packets from `inbox`
@@ -232,10 +243,10 @@ impl<P: MemoryPool> Engine<P> {
     /// Returns when [`Engine::poll`] is due even if no packet comes, or `None` if never.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Instant> {
-        match (self.answer_due, self.status_due) {
-            (Some(answer), Some(status)) => Some(answer.min(status)),
-            (one, other) => one.or(other),
-        }
+        [self.answer_due, self.status_due, self.retry_due]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns how far the conversation has come.
@@ -352,52 +363,60 @@ impl<P: MemoryPool> Engine<P> {
         }
     }
 
-    /// Sends the handshake's message that is due, or gives up on an answer that is late.
+    /// Gives up on an answer that is late, or sends the handshake's message that is due.
     fn shake_hands(&mut self, now: Instant, outbox: &mut dyn Outbox) -> Result<(), SendError> {
         let timeout = self.config.answer_timeout;
-        if self.is_handshake_due {
-            match self.state {
-                State::Negotiating { version } => {
-                    let is_last_attempt = !ProtocolVersion::LADDER.into_iter().any(|older| older < version);
-                    self.send(
-                        outbox,
-                        Message::VersionRequest {
-                            version,
-                            is_last_attempt,
-                        },
-                    )?;
-                }
-                // Hosts do not look at the two numbers; these are what Windows and Linux send.
-                State::Capabilities { .. } => self.send(
-                    outbox,
-                    Message::CapabilitiesReport {
-                        capabilities: self.capabilities(),
-                        min_page_count: 0,
-                        max_page_number: u64::MAX,
-                    },
-                )?,
-                State::Closed | State::Running { .. } | State::Faulted(_) => {}
-            }
-            self.is_handshake_due = false;
-            self.answer_due = Some(now.saturating_add(timeout));
-        } else if self.answer_due.is_some_and(|due| due <= now) {
+        if self.answer_due.is_some_and(|due| due <= now) {
             match self.state {
                 State::Negotiating { version } => self.fail(Fault::NoAnswerToVersion { version, timeout }),
                 State::Capabilities { .. } => self.fail(Fault::NoAnswerToCapabilities { timeout }),
                 State::Closed | State::Running { .. } | State::Faulted(_) => self.answer_due = None,
             }
         }
+        if !self.is_handshake_due {
+            return Ok(());
+        }
+        // A host that does not even make room for the message is late, too.
+        self.answer_due.get_or_insert(now.saturating_add(timeout));
+        match self.state {
+            State::Negotiating { version } => {
+                let is_last_attempt = !ProtocolVersion::LADDER.into_iter().any(|older| older < version);
+                let message = Message::VersionRequest {
+                    version,
+                    is_last_attempt,
+                };
+                self.send(outbox, message)?;
+            }
+            State::Capabilities { .. } => {
+                // Hosts do not look at the two numbers; these are what Windows and Linux send.
+                let message = Message::CapabilitiesReport {
+                    capabilities: self.capabilities(),
+                    min_page_count: 0,
+                    max_page_number: u64::MAX,
+                };
+                self.send(outbox, message)?;
+            }
+            State::Closed | State::Running { .. } | State::Faulted(_) => {}
+        }
+        self.is_handshake_due = false;
+        self.answer_due = Some(now.saturating_add(timeout));
         Ok(())
     }
 
-    /// Sends the status report if it is due.
+    /// Sends the status report if it is due. One that does not fit is left out: the next will be fresher.
     fn report(&mut self, now: Instant, outbox: &mut dyn Outbox) -> Result<(), SendError> {
-        if self.status_due.is_some_and(|due| due <= now) {
-            let status = self.status();
-            self.send(outbox, Message::StatusReport(status))?;
-            self.last_status = Some(status);
-            self.counters.status_reports += 1;
-            self.status_due = Some(now.saturating_add(self.config.status_period));
+        if self.status_due.is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        self.status_due = Some(now.saturating_add(self.config.status_period));
+        let status = self.status();
+        match self.send(outbox, Message::StatusReport(status)) {
+            Ok(()) => {
+                self.last_status = Some(status);
+                self.counters.status_reports += 1;
+            }
+            Err(SendError::Full) => self.counters.status_reports_left_out += 1,
+            Err(SendError::Gone) => return Err(SendError::Gone),
         }
         Ok(())
     }

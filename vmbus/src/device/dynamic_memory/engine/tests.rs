@@ -208,6 +208,25 @@ fn a_host_that_refuses_everything_or_says_nothing_is_given_up_with_the_reason() 
 }
 
 #[test]
+fn a_host_that_never_makes_room_for_the_handshake_is_given_up() {
+    let mut sent = Sent {
+        room: Some(0),
+        ..Sent::default()
+    };
+    let mut engine = engine_with(Config::default(), TestPool::default());
+    engine.start();
+    assert_eq!(engine.poll(at(5), &mut sent), Progress::Blocked);
+    assert_eq!(engine.poll(at(10_004), &mut sent), Progress::Blocked);
+    assert_eq!(engine.next_wakeup(), Some(at(10_005)));
+    assert_eq!(engine.poll(at(10_005), &mut sent), Progress::Idle);
+    assert!(
+        matches!(engine.state(), State::Faulted(Fault::NoAnswerToVersion { .. })),
+        "{:?}",
+        engine.state()
+    );
+}
+
+#[test]
 fn answers_that_nobody_waits_for_are_counted_and_change_nothing() {
     let mut sent = Sent::default();
     let mut engine = engine_with(Config::default(), TestPool::default());

@@ -143,7 +143,8 @@ pub enum Progress {
     Idle,
     /// There is more to do at once: poll again when others have had their turn.
     More,
-    /// A message does not fit: poll again when the host has made room, at the latest at [`Engine::next_wakeup`].
+    /// A message does not fit: poll again when the host has made room (it signals then), at the latest at
+    /// [`Engine::next_wakeup`](super::Engine::next_wakeup).
     Blocked,
 }
 
@@ -167,6 +168,8 @@ pub struct Counters {
     pub hot_added_pages: u64,
     /// Status reports sent.
     pub status_reports: u64,
+    /// Status reports for which there was no room.
+    pub status_reports_left_out: u64,
     /// Packets that are no message.
     pub malformed: u64,
     /// Messages of types that we do not know.
