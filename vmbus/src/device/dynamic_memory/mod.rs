@@ -23,6 +23,61 @@
 //! driver over something other than a pair of boxes uses [`Engine::on_packet`] and [`Engine::poll`], of which `pump` is
 //! made.
 //!
+//! # Examples
+//!
+//! A system whose memory is a stack of free frames, and a channel that is two queues:
+//!
+//! ```
+//! use std::collections::VecDeque;
+//! use vmbus::Instant;
+//! use vmbus::device::dynamic_memory::{Config, Engine, Figures, Inbox, MemoryPool, PageRange, Progress, SendError, State};
+//! use vmbus::memory::Pfn;
+//!
+//! struct Frames(Vec<Pfn>);
+//!
+//! impl MemoryPool for Frames {
+//!     fn figures(&self) -> Figures {
+//!         Figures { total_pages: 4096, free_pages: self.0.len() as u64, committed_pages: 4096 - self.0.len() as u64 }
+//!     }
+//!     fn take(&mut self, _max_pages: u64) -> Option<PageRange> {
+//!         PageRange::new(self.0.pop()?, 1)
+//!     }
+//!     fn give_back(&mut self, pages: PageRange) {
+//!         self.0.extend((pages.start().get()..pages.end().get()).map(Pfn::new));
+//!     }
+//! }
+//!
+//! struct Received(VecDeque<Vec<u8>>);
+//!
+//! impl Inbox for Received {
+//!     fn front(&mut self) -> Option<&[u8]> {
+//!         self.0.front().map(Vec::as_slice)
+//!     }
+//!     fn pop(&mut self) {
+//!         self.0.pop_front();
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut engine = Engine::new(Config::default(), Frames((1000..4096).map(Pfn::new).collect()))?;
+//! let mut received = Received(VecDeque::new());
+//! let mut sent = Vec::new();
+//! let mut send = |message: &[u8]| {
+//!     sent.push(message.to_vec());
+//!     Ok::<(), SendError>(())
+//! };
+//!
+//! // The channel is open: begin, and go on whenever the host signals or `next_wakeup` comes.
+//! engine.start();
+//! while engine.pump(Instant::default(), &mut received, &mut send) == Progress::More {}
+//! assert!(matches!(engine.state(), State::Negotiating { .. }));
+//! assert_eq!(sent, [[1, 0, 16, 0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0]]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Trust
+//!
 //! Everything that the host says is an allegation: ranges are compared with the pages that are really held, sizes with
 //! the bytes that really came, and no message can make one call do more than a slice of work.
 //!

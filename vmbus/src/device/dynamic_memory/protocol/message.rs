@@ -238,7 +238,7 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     ///
-    /// [`BufferTooSmall`]; [`MAX_MESSAGE_BYTES`] are always enough.
+    /// [`BufferTooSmall`]; [`MAX_MESSAGE_BYTES`](super::MAX_MESSAGE_BYTES) are always enough.
     pub fn emit<'b>(&self, transaction: u32, buffer: &'b mut [u8]) -> Result<&'b [u8], BufferTooSmall> {
         let flags = |flags: u64| wire::Flags { flags: flags.into() };
         match *self {
