@@ -11,7 +11,7 @@ pub struct Config {
     pub newest_version: ProtocolVersion,
     /// How memory to add should be aligned, or `None` if none can be added.
     pub hot_add_alignment: Option<HotAddAlignment>,
-    /// How much one call of [`Engine::poll`] works. A step is a run of pages or 64 pages, whichever is more.
+    /// How much one call of [`Engine::poll`](super::Engine::poll) works. A step is a run of pages or 64 pages, whichever is more.
     pub slice_steps: u32,
     /// How often the host is told the figures. It expects each second.
     pub status_period: Duration,
@@ -51,7 +51,7 @@ pub enum State {
         /// The version in use.
         version: ProtocolVersion,
     },
-    /// The handshake failed. [`Engine::start`] on a fresh channel tries again.
+    /// The handshake failed. [`Engine::start`](super::Engine::start) on a fresh channel tries again.
     Faulted(Fault),
 }
 
@@ -92,10 +92,10 @@ pub enum Fault {
 /// Why a message could not be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Not now: there is no room. The message is kept, [`Engine::poll`] returns [`Progress::Blocked`].
+    /// Not now: there is no room. The message is kept, [`Engine::poll`](super::Engine::poll) returns [`Progress::Blocked`].
     #[error("there is no room for the message at the moment")]
     Full,
-    /// Never: the channel is closed or gone. As if [`Engine::on_closed`] were called.
+    /// Never: the channel is closed or gone. As if [`Engine::on_closed`](super::Engine::on_closed) were called.
     #[error("the channel is gone")]
     Gone,
 }
@@ -136,10 +136,10 @@ pub enum Delivery {
     Busy,
 }
 
-/// What there is to do after a call of [`Engine::poll`].
+/// What there is to do after a call of [`Engine::poll`](super::Engine::poll).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing until a packet comes or [`Engine::next_wakeup`].
+    /// Nothing until a packet comes or [`Engine::next_wakeup`](super::Engine::next_wakeup).
     Idle,
     /// There is more to do at once: poll again when others have had their turn.
     More,

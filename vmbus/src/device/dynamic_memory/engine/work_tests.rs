@@ -438,6 +438,10 @@ fn memory_is_added_as_far_as_the_pool_takes_it() {
         (100_000, 1)
     );
     assert_eq!(answer(pool(1 << 24, 1), &hot_add_request(1 << 23, 1 << 19)), (0, 1));
+    // A hole: what follows it cannot be told, so it is not added.
+    let mut holed = pool(1 << 23, 1 << 19);
+    holed.used.insert((1 << 23) + 40_000);
+    assert_eq!(answer(holed, &hot_add_request(1 << 23, 1 << 19)), (40_000, 1));
     // Nothing now, perhaps later.
     let mut short = pool(1 << 23, 1 << 19);
     short.add_refused = Some(AddRefused::NotNow);
