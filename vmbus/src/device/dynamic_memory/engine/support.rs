@@ -20,7 +20,8 @@ pub(super) struct TestPool {
     pub(super) longest_run: u64,
     /// Where memory may be added.
     pub(super) addable: Option<PageRange>,
-    pub(super) add_refused: Option<AddRefused>,
+    /// From this page on, nothing is added, for this reason.
+    pub(super) add_refused: Option<(u64, AddRefused)>,
     pub(super) added_pages: u64,
     pub(super) calls: u64,
     /// What `take` returns next, whatever it is.
@@ -76,7 +77,9 @@ impl MemoryPool for TestPool {
     fn add(&mut self, pages: PageRange) -> Result<u64, AddRefused> {
         assert!(pages.page_count() <= 32_768, "{pages}");
         self.calls += 1;
-        if let Some(refused) = self.add_refused {
+        if let Some((from, refused)) = self.add_refused
+            && pages.start().get() >= from
+        {
             return Err(refused);
         }
         let is_new = |page: &u64| {

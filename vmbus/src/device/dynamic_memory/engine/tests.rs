@@ -239,13 +239,19 @@ fn answers_that_nobody_waits_for_are_counted_and_change_nothing() {
     deliver(&mut engine, &CAPABILITIES_ACCEPTED, &mut sent);
     deliver(&mut engine, &balloon_request(1), &mut sent);
     assert!(matches!(engine.state(), State::Negotiating { .. }));
-    deliver(&mut engine, &VERSION_ACCEPTED, &mut sent);
+    assert_eq!(engine.on_packet(&VERSION_ACCEPTED), Delivery::Taken);
+    assert_eq!(engine.on_packet(&CAPABILITIES_ACCEPTED), Delivery::Taken);
+    assert!(
+        matches!(engine.state(), State::Capabilities { .. }),
+        "not even asked for"
+    );
+    settle(&mut engine, at(0), &mut sent);
     deliver(&mut engine, &VERSION_REFUSED, &mut sent);
     assert!(matches!(engine.state(), State::Capabilities { .. }));
     deliver(&mut engine, &CAPABILITIES_ACCEPTED, &mut sent);
     deliver(&mut engine, &message(4, &[0; 8]), &mut sent);
     assert!(matches!(engine.state(), State::Running { .. }));
-    assert_eq!(engine.counters().unexpected, 6);
+    assert_eq!(engine.counters().unexpected, 7);
     deliver(&mut engine, &message(13, &[0; 16]), &mut sent);
     deliver(&mut engine, &[1, 2, 3], &mut sent);
     assert_eq!((engine.counters().unknown, engine.counters().malformed), (1, 1));

@@ -444,8 +444,12 @@ fn memory_is_added_as_far_as_the_pool_takes_it() {
     assert_eq!(answer(holed, &hot_add_request(1 << 23, 1 << 19)), (40_000, 1));
     // Nothing now, perhaps later.
     let mut short = pool(1 << 23, 1 << 19);
-    short.add_refused = Some(AddRefused::NotNow);
+    short.add_refused = Some((0, AddRefused::NotNow));
     assert_eq!(answer(short, &hot_add_request(1 << 23, 1)), (0, 0));
+    // Some now: that is a success, whatever the reason for the end.
+    let mut ending = pool(1 << 23, 1 << 19);
+    ending.add_refused = Some(((1 << 23) + 32_768, AddRefused::NotNow));
+    assert_eq!(answer(ending, &hot_add_request(1 << 23, 1 << 19)), (32_768, 1));
     // Without a region, with an empty one, and not aligned: the pool decides.
     let body = bits((1 << 23) + 3, 5);
     assert_eq!(answer(pool(1 << 23, 100), &message(10, &body)), (5, 1));
