@@ -5,16 +5,25 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
+#[cfg(test)]
+extern crate self as vmbus;
 
 #[cfg(feature = "alloc")]
 pub mod device;
 #[cfg(feature = "alloc")]
 pub mod fallible;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod hyperv;
+#[cfg(feature = "alloc")]
+pub mod kmcl;
 pub mod memory;
 pub mod platform;
 pub mod protocol;
+pub mod ring;
 pub mod sync;
+#[cfg(test)]
+mod test_platform;
 pub mod time;
 
 pub use platform::Platform;

@@ -68,6 +68,10 @@ pub struct TimedOut;
 #[must_use = "the dispatch section ends only when the token is given back"]
 pub struct DispatchToken(pub usize);
 
+/// What runs: a task, or a processor's deferred work. Its meaning is the platform's; equal means the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TaskId(pub usize);
+
 /// A wait in progress, as [`Platform::wait`] sees it.
 #[expect(missing_debug_implementations, reason = "two borrowed closures have nothing to show")]
 pub struct Wait<'a> {
@@ -147,6 +151,14 @@ pub unsafe trait Platform: Sync {
     ///
     /// A caller that needs the answer to stay true is inside [`Platform::enter_dispatch`] or in the interrupt entry.
     fn current_processor(&self) -> ProcessorIndex;
+
+    /// Returns what runs here: a number that no task shares with another one, nor with the deferred work that may interrupt
+    /// it. The crate recognises by it a driver that, inside a callback, waits for that callback to end.
+    ///
+    /// The default is right where one task runs on each processor, and no callback in between.
+    fn current_task(&self) -> TaskId {
+        TaskId(self.current_processor().0 as usize)
+    }
 
     /// Arranges for the operating system to call [`Bus::process`](crate) for `processor` soon, on that processor, in its
     /// deferred-work context. Called from the interrupt entry: it must not allocate or wait. Calls for a processor that

@@ -6,9 +6,18 @@
 //!
 //! - [`Gpa`] and [`Pfn`]: a guest-physical address, and the number of a guest page of 4 KiB.
 //! - [`SharedPages`]: an owned block of pages from the [`Platform`](crate::Platform), released when dropped.
+//! - `DmaBuffer`: a counted range of such pages, to lend to the host; `Mdl`: a chain of such ranges.
 
 mod address;
+#[cfg(feature = "alloc")]
+mod dma;
+#[cfg(feature = "alloc")]
+mod mdl;
 mod pages;
 
 pub use address::{Gpa, PAGE_SIZE, Pfn, pages_for};
+#[cfg(feature = "alloc")]
+pub use dma::{DmaBuffer, DmaError};
+#[cfg(feature = "alloc")]
+pub use mdl::{Mdl, MdlError, PageListError, PageSpan, WireExtent};
 pub use pages::{OutOfRange, SharedPages, SharedWord};

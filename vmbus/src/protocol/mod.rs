@@ -3,9 +3,24 @@
 //! Everything here follows the same rules: structures are little-endian, unaligned and checked for size at compile time;
 //! numbers are open (a new value from a newer host is a number that we do not know, not an error of ours); parsing takes
 //! any bytes and never panics; `emit` is the inverse of `parse` and zeroes what is reserved.
+//!
+//! - [`message`]: the table of channel messages, [`ChannelMessage::encode`] and [`ChannelMessage::decode`].
+//! - [`contact`], [`offer`], [`gpadl`], [`channel`]: the messages themselves, in the order in which a guest meets them.
+//! - [`Version`]: versions of the protocol.
 
+pub mod channel;
+pub mod contact;
+pub mod gpadl;
 mod guid;
 mod ids;
+pub mod message;
+pub mod offer;
+pub mod packet;
+#[cfg(test)]
+mod tests;
+mod version;
 
 pub use guid::{Guid, GuidError};
 pub use ids::{ChannelId, ConnectionId, GpadlId, OpenId, VpIndex};
+pub use message::{ChannelMessage, MessageBytes, MessageType, ParseError};
+pub use version::{UnknownVersion, Version};

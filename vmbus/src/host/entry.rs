@@ -1,0 +1,198 @@
+//! One offer, and the channel that a client opened on it: [`Entry`].
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::Host;
+use crate::Platform;
+use crate::fallible::{Shared, TryPush};
+use crate::kmcl::transport::{ServerSink, Sink, UserDefined};
+use crate::kmcl::{Error, GpadlAccess};
+use crate::memory::Mdl;
+use crate::platform::ProcessorIndex;
+use crate::protocol::{ChannelId, GpadlId, Guid};
+use crate::sync::Lock;
+
+/// Memory that the client shares.
+struct SharedMemory {
+    id: GpadlId,
+    mdl: Mdl,
+    access: GpadlAccess,
+    is_mapped: bool,
+}
+
+/// One offer.
+pub(crate) struct Entry {
+    pub(super) platform: &'static dyn Platform,
+    pub(super) channel: ChannelId,
+    pub(super) class: Guid,
+    pub(super) instance: Guid,
+    pub(super) mmio_megabytes: u16,
+    pub(super) user_defined: UserDefined,
+    /// A client has it: from before it asks until both ends have closed.
+    is_taken: AtomicBool,
+    is_server_open: AtomicBool,
+    server: Lock<Option<Shared<Box<dyn ServerSink>>>>,
+    client: Lock<Option<Shared<Box<dyn Sink>>>>,
+    server_signalled: AtomicBool,
+    client_signalled: AtomicBool,
+    memory: Lock<Vec<SharedMemory>>,
+}
+
+impl Entry {
+    pub(super) fn new(
+        platform: &'static dyn Platform,
+        (channel, class, instance): (ChannelId, Guid, Guid),
+        mmio_megabytes: u16,
+        user_defined: UserDefined,
+        server: Shared<Box<dyn ServerSink>>,
+    ) -> Self {
+        Self {
+            platform,
+            channel,
+            class,
+            instance,
+            mmio_megabytes,
+            user_defined,
+            is_taken: AtomicBool::new(false),
+            is_server_open: AtomicBool::new(false),
+            server: Lock::new(Some(server)),
+            client: Lock::new(None),
+            server_signalled: AtomicBool::new(false),
+            client_signalled: AtomicBool::new(false),
+            memory: Lock::new(Vec::new()),
+        }
+    }
+
+    pub(super) fn is_free(&self) -> bool {
+        !self.is_taken.load(Ordering::Acquire)
+    }
+
+    /// Takes the offer for a client.
+    pub(super) fn take(&self) -> bool {
+        self.is_taken
+            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    pub(super) fn give_back(&self) {
+        self.is_taken.store(false, Ordering::Release);
+    }
+
+    pub(super) fn server(&self) -> Option<Shared<Box<dyn ServerSink>>> {
+        self.server.lock(self.platform).clone()
+    }
+
+    pub(super) fn client(&self) -> Option<Shared<Box<dyn Sink>>> {
+        self.client.lock(self.platform).clone()
+    }
+
+    pub(super) fn set_client(&self, client: Option<Shared<Box<dyn Sink>>>) {
+        let old = core::mem::replace(&mut *self.client.lock(self.platform), client);
+        // The other end's code may run in its drop: not under the lock.
+        drop(old);
+    }
+
+    /// The server is gone for good.
+    pub(super) fn drop_server(&self) {
+        let old = self.server.lock(self.platform).take();
+        drop(old);
+    }
+
+    pub(super) fn is_server_open(&self) -> bool {
+        self.is_server_open.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_server_open(&self, is_open: bool) {
+        self.is_server_open.store(is_open, Ordering::Release);
+    }
+
+    pub(super) fn signal_server(&self) {
+        self.server_signalled.store(true, Ordering::Release);
+        self.platform.schedule_deferred(ProcessorIndex(0));
+    }
+
+    pub(super) fn signal_client(&self) {
+        self.client_signalled.store(true, Ordering::Release);
+        self.platform.schedule_deferred(ProcessorIndex(0));
+    }
+
+    /// Runs the server's callbacks if it was signalled.
+    pub(super) fn run_server(&self) -> bool {
+        // Looked at first, without a locked instruction: this is called while others wait.
+        if !self.server_signalled.load(Ordering::Relaxed) || !self.server_signalled.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        if let Some(server) = self.server() {
+            server.signalled();
+        }
+        true
+    }
+
+    /// Runs the client's callbacks if it was signalled.
+    pub(super) fn run_client(&self) -> bool {
+        if !self.client_signalled.load(Ordering::Relaxed) || !self.client_signalled.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        if let Some(client) = self.client() {
+            client.signalled();
+        }
+        true
+    }
+
+    pub(super) fn share(&self, host: &Host, mdl: Mdl, access: GpadlAccess) -> Result<GpadlId, Error> {
+        let id = GpadlId(host.new_gpadl_id());
+        self.memory.lock(self.platform).try_push(SharedMemory {
+            id,
+            mdl,
+            access,
+            is_mapped: false,
+        })?;
+        Ok(id)
+    }
+
+    /// Withdraws shared memory; `Ok(false)` while the server has it mapped.
+    pub(super) fn try_withdraw(&self, id: GpadlId) -> Result<bool, Error> {
+        let mut memory = self.memory.lock(self.platform);
+        let index = memory
+            .iter()
+            .position(|shared| shared.id == id)
+            .ok_or(Error::UnknownGpadl)?;
+        if memory.get(index).is_some_and(|shared| shared.is_mapped) {
+            return Ok(false);
+        }
+        let gone = memory.swap_remove(index);
+        drop(memory);
+        drop(gone);
+        Ok(true)
+    }
+
+    pub(super) fn withdraw_all(&self) {
+        let gone = core::mem::take(&mut *self.memory.lock(self.platform));
+        drop(gone);
+    }
+
+    pub(super) fn map(&self, id: GpadlId, access: GpadlAccess) -> Result<Mdl, Error> {
+        let mut memory = self.memory.lock(self.platform);
+        let shared = memory
+            .iter_mut()
+            .find(|shared| shared.id == id)
+            .ok_or(Error::UnknownGpadl)?;
+        if shared.is_mapped {
+            return Err(Error::AlreadyMapped);
+        }
+        if shared.access == GpadlAccess::ReadOnly && access == GpadlAccess::ReadWrite {
+            return Err(Error::ReadOnly);
+        }
+        shared.is_mapped = true;
+        Ok(shared.mdl.clone())
+    }
+
+    pub(super) fn unmap(&self, id: GpadlId) -> Result<(), Error> {
+        let mut memory = self.memory.lock(self.platform);
+        let shared = memory.iter_mut().find(|shared| shared.id == id && shared.is_mapped);
+        shared.ok_or(Error::UnknownGpadl)?.is_mapped = false;
+        Ok(())
+    }
+}

@@ -1,0 +1,12 @@
+//! The channel API over the in-kernel host. The names of most tests begin with the statement of KMCL's documentation that they
+//! show: `ppc` process packet callbacks, `ssr` synchronous request, `gpm` GPADL from an MDL, `epp` the packet callback, `ged`
+//! external data.
+
+mod epp;
+mod ged;
+mod gpm;
+mod lifecycle;
+mod packets;
+mod ppc;
+mod ssr;
+mod support;

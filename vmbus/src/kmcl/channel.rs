@@ -1,0 +1,288 @@
+//! An enabled channel: [`Channel`].
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use super::core::{Core, Phase};
+use super::outgoing::IfFull;
+use super::packet::Body;
+use super::{Context, Counters, DisabledChannel, Error, Level, OutgoingPacket, Refused, Side};
+use crate::Deadline;
+use crate::fallible::Shared;
+use crate::protocol::{ChannelId, Guid};
+
+/// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.
+///
+/// Clones are handles of the same channel; when the last one is dropped, the channel is closed as well as can be without
+/// waiting long. `C` is the driver's own data about the channel, see [`context`](Self::context).
+///
+/// Made by [`Channel::allocate_client`], initialised, and enabled:
+///
+/// ```
+/// use vmbus::kmcl::{Channel, Instance};
+/// use vmbus::{Bus, Deadline, protocol::Guid};
+/// # fn example(bus: &Bus) -> Result<(), Box<dyn core::error::Error>> {
+/// const CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+/// let channel = Channel::allocate_client(bus)?
+///     .init_set_target(CLASS, Instance::Any)
+///     .init_set_ring_buffer_page_count(8, 8)
+///     .init_set_process_packet_callbacks(|_, packet| drop(packet.complete(&[])), |_, _| ())
+///     .enable(Deadline::seconds(10))?;
+/// let mut answer = [0; 64];
+/// let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut answer)?;
+/// log::info!("{} bytes came back", sent.len);
+/// channel.disable(Deadline::seconds(10))?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Channel<C: Context = ()> {
+    core: Shared<Core<C>>,
+    /// Whether this handle keeps the channel open.
+    counted: bool,
+}
+
+impl<C: Context> Channel<C> {
+    /// Makes a handle that keeps the channel open.
+    pub(crate) fn owner(core: &Shared<Core<C>>) -> Self {
+        core.users.fetch_add(1, Ordering::Relaxed);
+        Self {
+            core: core.clone(),
+            counted: true,
+        }
+    }
+
+    /// Makes a handle that does not keep the channel open, for callbacks and packets.
+    pub(crate) fn borrowed(core: &Shared<Core<C>>) -> Self {
+        Self {
+            core: core.clone(),
+            counted: false,
+        }
+    }
+
+    pub(crate) fn uncounted(&self) -> Self {
+        Self::borrowed(&self.core)
+    }
+
+    pub(crate) fn core(&self) -> &Core<C> {
+        &self.core
+    }
+
+    pub(crate) const fn shared(&self) -> &Shared<Core<C>> {
+        &self.core
+    }
+
+    /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
+    #[must_use]
+    pub fn context(&self) -> &C {
+        &self.core.context
+    }
+
+    /// Returns the name that the driver gave the channel.
+    #[must_use]
+    pub fn friendly_name(&self) -> &str {
+        self.core.settings.name.as_str()
+    }
+
+    /// Returns which end of the channel this is.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.core.side
+    }
+
+    /// Returns true if packets are sent and delivered.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.core.phase() == Phase::Running && self.core.gone().is_none()
+    }
+
+    /// Returns the instance id of the offer (`VmbChannelGetInterfaceInstance`).
+    #[must_use]
+    pub fn interface_instance(&self) -> Guid {
+        self.core.offer.lock(self.core.platform).instance
+    }
+
+    /// Returns the number of the channel.
+    #[must_use]
+    pub fn id(&self) -> ChannelId {
+        self.core.offer.lock(self.core.platform).channel
+    }
+
+    /// Returns how many MiB of MMIO space the offer asks the guest to set aside (`VmbChannelGetMmioSpace`, which returns the
+    /// place as well: that is the operating system's to choose here).
+    #[must_use]
+    pub fn mmio_megabytes(&self) -> u16 {
+        self.core.offer.lock(self.core.platform).mmio_megabytes
+    }
+
+    /// Returns the bytes of the offer that its device defines.
+    #[must_use]
+    pub fn offer_user_defined(&self) -> [u8; 120] {
+        self.core.offer.lock(self.core.platform).user_defined.0
+    }
+
+    /// Returns the bytes of memory that the channel reserved when it was enabled, without the rings.
+    #[must_use]
+    pub fn reserved_bytes(&self) -> usize {
+        self.core.reserved_bytes
+    }
+
+    /// Returns what the channel has done so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.core.counters.snapshot()
+    }
+
+    /// Sends a packet that nobody has to answer, with everything in the ring. Waits in line if the ring is full.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was sent: [`Error::PacketTooLarge`], [`Error::TooManyPackets`], [`Error::Gone`].
+    pub fn send(&self, payload: &[u8]) -> Result<(), Error> {
+        self.core.send_plain(payload, IfFull::Queue)
+    }
+
+    /// Takes a packet object from the channel's pool (`VmbPacketAllocate`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyPackets`] if all are in use.
+    pub fn packet_allocate(&self) -> Result<OutgoingPacket<C>, Error> {
+        Ok(OutgoingPacket::new(self.core.take_packet()?, self.uncounted()))
+    }
+
+    /// Returns how many bytes a packet object takes (`VmbChannelSizeofPacket`).
+    #[must_use]
+    pub fn sizeof_packet(&self) -> usize {
+        Body::<C>::size(&self.core.settings)
+    }
+
+    /// Makes a packet object that is not of the channel's pool (`VmbPacketInitialize`): its memory is the caller's, that is,
+    /// it is allocated here and freed when the packet is dropped. Set a completion routine before sending, or it is freed then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn packet_initialize(&self) -> Result<OutgoingPacket<C>, Error> {
+        let body = Body::new(&self.core.settings, false)?;
+        Ok(OutgoingPacket::new(body, self.uncounted()))
+    }
+
+    /// Stops the delivery of packets (`VmbChannelPause`): calls the suspend callback, then waits until the driver has completed
+    /// all packets that it holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: delivery has stopped, but packets are
+    /// still held, so call again; [`Error::Gone`].
+    pub fn pause(&self, deadline: Deadline) -> Result<(), Error> {
+        Core::pause(&self.core, self.core.until(deadline))
+    }
+
+    /// Delivers packets again (`VmbChannelStart`): calls the started and post-started callbacks. Nothing happens if the channel
+    /// is not paused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::WrongState`] if it is still being paused;
+    /// [`Error::TimedOut`] if another callback did not end in time; [`Error::Gone`].
+    pub fn start(&self, deadline: Deadline) -> Result<(), Error> {
+        Core::start(&self.core, self.core.until(deadline))
+    }
+
+    /// Closes the channel, or takes the offer back (`VmbChannelDisable`): delivery stops, packets that the driver holds are
+    /// awaited, the channel is closed with the peer, requests end with [`Error::Gone`], and the closed callback is called.
+    /// What the channel was initialised with is kept, and may be changed and enabled again. Other handles answer
+    /// [`Error::Gone`] from now on.
+    ///
+    /// # Errors
+    ///
+    /// The handle comes back: [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: the channel ends,
+    /// but the driver still holds packets, so call again.
+    pub fn disable(self, deadline: Deadline) -> Result<DisabledChannel<C>, Refused<Self>> {
+        match Core::disable(&self.core, self.core.until(deadline)) {
+            Ok(()) => match DisabledChannel::again(&self.core) {
+                Ok(disabled) => Ok(disabled),
+                Err(error) => Err(Refused { error, given: self }),
+            },
+            Err(error) => Err(Refused { error, given: self }),
+        }
+    }
+
+    /// Chooses where packets are delivered from now on (`VmbChannelSetIncomingProcessingAtPassive`): only at
+    /// [`Level::Passive`], by [`process_at_passive`](Self::process_at_passive), or at either level.
+    pub fn set_incoming_processing_at_passive(&self, level: Level) {
+        self.core.at_passive.store(level == Level::Passive, Ordering::Relaxed);
+        self.core.schedule();
+    }
+
+    /// Delivers what there is to deliver, at [`Level::Passive`]: from a task that may block, never from an interrupt.
+    ///
+    /// A channel that processes at `PASSIVE`, or defers packets to it, needs a task that calls this after the callback of
+    /// [`init_set_passive_wake`](DisabledChannel::init_set_passive_wake).
+    pub fn process_at_passive(&self) {
+        self.core.passive_pending.store(false, Ordering::Relaxed);
+        Core::process(&self.core, Level::Passive);
+    }
+
+    /// Returns true if something waits for [`process_at_passive`](Self::process_at_passive).
+    #[must_use]
+    pub fn needs_passive(&self) -> bool {
+        self.core.passive_pending.load(Ordering::Relaxed)
+    }
+
+    /// Delivers what there is to deliver now, for those who poll.
+    pub fn process(&self) {
+        Core::process(&self.core, Level::Dispatch);
+    }
+
+    /// Sets how many incoming packets may be held uncompleted (`VmbChannelSetTransactionQuota`). At the quota the ring is not
+    /// read. A quota below the packets that are held takes effect as they are completed; raising it does not by itself restart
+    /// a channel that stands at its quota, a completion does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidQuota`] for 0; [`Error::OutOfMemory`] if there is no memory for more packets; nothing changes then.
+    pub fn set_transaction_quota(&self, quota: u32) -> Result<(), Error> {
+        if quota == 0 {
+            return Err(Error::InvalidQuota);
+        }
+        let more = {
+            let incoming = self.core.incoming.lock(self.core.platform);
+            quota.saturating_sub(incoming.slots())
+        };
+        let fresh = super::receive::new_slots(&self.core.settings, more)?;
+        self.core.outgoing.lock(self.core.platform).reserve_completions(quota)?;
+        self.core
+            .incoming
+            .lock(self.core.platform)
+            .set_quota(&self.core.settings, quota, fresh)?;
+        Ok(())
+    }
+}
+
+impl<C: Context> Clone for Channel<C> {
+    fn clone(&self) -> Self {
+        Self::owner(&self.core)
+    }
+}
+
+impl<C: Context> Drop for Channel<C> {
+    fn drop(&mut self) {
+        if !self.counted || self.core.users.fetch_sub(1, Ordering::AcqRel) != 1 || self.core.phase() == Phase::Ended {
+            return;
+        }
+        let until = self.core.until(DROP_DEADLINE);
+        if let Err(error) = Core::disable(&self.core, until) {
+            log::warn!(target: "vmbus::kmcl", "{}: dropped, and not closed: {error}", self.friendly_name());
+        }
+    }
+}
+
+/// How long the drop of the last handle waits for the channel to end.
+const DROP_DEADLINE: Deadline = Deadline::seconds(2);
+
+impl<C: Context> fmt::Debug for Channel<C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.core.fmt(formatter)
+    }
+}

@@ -1,0 +1,377 @@
+//! What all handles of a channel share: [`Core`].
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+
+use super::counters::{LiveCounters, add};
+use super::external::Lent;
+use super::gate::{Gate, Inside};
+use super::outgoing::{IfFull, Outgoing, push_reserved};
+use super::packet::{Body, Waiter};
+use super::receive::{Incoming, IncomingBody, Ready};
+use super::settings::{Callbacks, Settings, gone_from};
+use super::transport::{OfferFacts, Provider};
+use super::{Context, Error, Gone, SendFlags, Side};
+use crate::fallible::{OutOfMemory, Shared};
+use crate::memory::Mdl;
+use crate::platform::Wait;
+use crate::sync::Lock;
+use crate::{Deadline, Instant, Platform};
+
+/// Where a channel is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// Not open (yet, or between two openings of a server): what is sent waits in line.
+    Closed = 0,
+    /// The opened callback runs.
+    Opening = 1,
+    /// Open, no traffic of packets.
+    Paused = 2,
+    /// The started callback runs: what is sent waits in line.
+    Starting = 3,
+    /// The post-started callback runs: completions flow.
+    Receiving = 4,
+    /// All flows.
+    Running = 5,
+    /// Stopping: nothing is delivered any more, packets that the driver holds are awaited.
+    Suspending = 6,
+    /// Over.
+    Ended = 7,
+}
+
+impl Phase {
+    const fn from(number: u8) -> Self {
+        match number {
+            0 => Self::Closed,
+            1 => Self::Opening,
+            2 => Self::Paused,
+            3 => Self::Starting,
+            4 => Self::Receiving,
+            5 => Self::Running,
+            6 => Self::Suspending,
+            _ => Self::Ended,
+        }
+    }
+}
+
+/// What all handles of a channel share.
+pub(crate) struct Core<C: Context> {
+    pub(crate) side: Side,
+    pub(crate) provider: Box<dyn Provider>,
+    pub(crate) platform: &'static dyn Platform,
+    pub(crate) settings: Settings,
+    pub(crate) callbacks: Callbacks<C>,
+    pub(crate) context: Shared<C>,
+    pub(crate) gate: Gate,
+    pub(crate) outgoing: Lock<Outgoing<C>>,
+    pub(crate) incoming: Lock<Incoming<C>>,
+    pub(crate) offer: Lock<OfferFacts>,
+    pub(crate) counters: LiveCounters,
+    pub(crate) at_passive: AtomicBool,
+    pub(crate) passive_pending: AtomicBool,
+    /// Handles in the hands of the driver.
+    pub(crate) users: AtomicUsize,
+    phase: AtomicU8,
+    /// Why this opening ends, as [`gone_from`] has it.
+    pub(crate) ending: AtomicU8,
+    /// A server pauses at its next opening.
+    pub(crate) paused_at_open: AtomicBool,
+    pub(crate) reserved_bytes: usize,
+}
+
+impl<C: Context> Core<C> {
+    pub(crate) fn new(
+        side: Side,
+        provider: Box<dyn Provider>,
+        settings: Settings,
+        callbacks: Callbacks<C>,
+        context: Shared<C>,
+    ) -> Result<Shared<Self>, OutOfMemory> {
+        let mut outgoing = Outgoing::new(settings.maximum_packet_count, settings.quota)?;
+        for _ in 0..settings.maximum_packet_count {
+            push_reserved(&mut outgoing.pool, Body::new(&settings, true)?);
+        }
+        let reserved_bytes = settings.maximum_packet_count as usize * Body::<C>::size(&settings)
+            + settings.quota as usize * IncomingBody::size(&settings);
+        let platform = provider.platform();
+        Shared::try_new(Self {
+            side,
+            provider,
+            platform,
+            settings,
+            callbacks,
+            context,
+            gate: Gate::default(),
+            outgoing: Lock::new(outgoing),
+            incoming: Lock::new(Incoming::new(&settings)?),
+            offer: Lock::new(OfferFacts::default()),
+            counters: LiveCounters::default(),
+            at_passive: AtomicBool::new(settings.at_passive),
+            passive_pending: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+            phase: AtomicU8::new(Phase::Closed as u8),
+            ending: AtomicU8::new(0),
+            paused_at_open: AtomicBool::new(settings.paused),
+            reserved_bytes,
+        })
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        Phase::from(self.phase.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.provider.now()
+    }
+
+    /// Returns why the channel ends or has ended.
+    pub(crate) fn gone(&self) -> Option<Gone> {
+        gone_from(self.ending.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn inside(&self) -> Option<Inside> {
+        self.gate.inside(self.platform.current_task())
+    }
+
+    /// Refuses a call that waits for a callback of this channel, if it comes from one.
+    pub(crate) fn may_wait_for_callbacks(&self) -> Result<(), Error> {
+        if self.inside().is_some() {
+            Err(Error::WouldDeadlock)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until `ready` returns something: looks at messages and completions, delivers nothing.
+    pub(crate) fn wait<T>(
+        &self,
+        until: Option<Instant>,
+        mut ready: impl FnMut(&Self) -> Option<T>,
+    ) -> Result<T, Error> {
+        let mut found = None;
+        let mut look = || {
+            found = ready(self);
+            if found.is_none() {
+                self.provider.poll();
+                self.absorb();
+                found = ready(self);
+            }
+            found.is_some()
+        };
+        let outcome = self.platform.wait(&mut Wait::new(&mut look, &|| self.now(), until));
+        match (found, outcome) {
+            (Some(found), _) => Ok(found),
+            _ => Err(Error::TimedOut),
+        }
+    }
+
+    /// Waits until `ready` returns something, without looking at this channel's ring.
+    pub(crate) fn wait_plain<T>(
+        &self,
+        until: Option<Instant>,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> Result<T, Error> {
+        if let Some(found) = ready() {
+            return Ok(found);
+        }
+        let mut found = None;
+        let mut look = || {
+            found = ready();
+            found.is_some()
+        };
+        let outcome = self.platform.wait(&mut Wait::new(&mut look, &|| self.now(), until));
+        match (found, outcome) {
+            (Some(found), _) => Ok(found),
+            _ => Err(Error::TimedOut),
+        }
+    }
+
+    pub(crate) fn until(&self, deadline: Deadline) -> Option<Instant> {
+        deadline.resolve(self.now())
+    }
+
+    /// Checks what a send needs before anything is sent.
+    pub(crate) fn may_send(&self, len: usize) -> Result<(), Error> {
+        let limit = self.settings.maximum_packet_size;
+        if len > limit {
+            return Err(Error::PacketTooLarge { len, limit });
+        }
+        match self.phase() {
+            Phase::Ended => Err(self.gone().unwrap_or(Gone::Disabled).into()),
+            // A channel that is paused before its first start has sent nothing, and what it sends now waits in line.
+            Phase::Suspending => Err(self.gone().map_or(Error::WrongState, Error::Gone)),
+            Phase::Paused if self.outgoing.lock(self.platform).flowing => Err(Error::WrongState),
+            _ => match self.gone() {
+                Some(gone) if self.side == Side::Client => Err(gone.into()),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    pub(crate) fn lend(&self, mdl: Mdl, offset: usize, len: usize, flags: SendFlags) -> Result<Lent, (Error, Mdl)> {
+        let mdl = if flags.contains(SendFlags::FORCE_MDL_LENGTH) && len != 0 {
+            match mdl.first_part_extended(offset + len) {
+                Ok(extended) => extended,
+                Err(_) => return Err((Error::InvalidExternalData { len, ranges: 0 }, mdl)),
+            }
+        } else {
+            mdl
+        };
+        let settings = &self.settings;
+        Lent::new(
+            mdl,
+            offset,
+            len,
+            settings.maximum_external_data,
+            settings.maximum_chain_length,
+        )
+    }
+
+    /// Returns the memory that the packet in flight with this id lends.
+    pub(crate) fn lent(&self, transaction_id: u64) -> Option<Mdl> {
+        let mut outgoing = self.outgoing.lock(self.platform);
+        let request = outgoing.table.get_mut(super::slab::RequestId(transaction_id))?;
+        let body = &request.body;
+        // What waits in line is not known to the peer.
+        (!body.in_line).then(|| body.lent.as_ref().map(|lent| lent.described().clone()))?
+    }
+
+    /// Takes a free packet.
+    pub(crate) fn take_packet(&self) -> Result<Box<Body<C>>, Error> {
+        let body = self.outgoing.lock(self.platform).pool.pop();
+        body.ok_or_else(|| {
+            add(&self.counters.refused, 1);
+            Error::TooManyPackets
+        })
+    }
+
+    /// Puts a packet back, or frees it if it is in the caller's memory.
+    pub(crate) fn free_packet(&self, mut body: Box<Body<C>>) {
+        // Lent memory is given up outside the lock.
+        let lent = body.lent.take();
+        let outside = self.outgoing.lock(self.platform).put_back(body);
+        drop(outside);
+        drop(lent);
+    }
+
+    /// Sends a packet object with its routine.
+    pub(crate) fn send_packet(
+        &self,
+        body: Box<Body<C>>,
+        payload: &[u8],
+        flags: SendFlags,
+    ) -> Result<(), (Error, Box<Body<C>>)> {
+        if let Err(error) = self.may_send(payload.len()) {
+            return Err((error, body));
+        }
+        let mut outgoing = self.outgoing.lock(self.platform);
+        if flags.contains(SendFlags::WAIT_FOR_COMPLETION) {
+            outgoing
+                .send_request(body, Waiter::Routine, payload, IfFull::Queue, &self.counters)
+                .map(|_| ())?;
+        } else if let Some(body) = outgoing.send_notice(body, payload, IfFull::Queue, &self.counters)? {
+            if body.routine.is_none() {
+                drop(outgoing);
+                self.free_packet(body);
+            } else {
+                // The routine is a callback: it is called where callbacks are.
+                let lost = push_reserved(&mut outgoing.placed, body);
+                debug_assert!(lost.is_none(), "reserved for all packets");
+                if let Some(transport) = &outgoing.transport {
+                    transport.schedule();
+                }
+                self.gate_note();
+            }
+        }
+        Ok(())
+    }
+
+    fn gate_note(&self) {
+        self.gate.leave_note();
+    }
+
+    /// Sends a packet that nobody waits for and that needs no packet object, unless it has to wait in line.
+    pub(crate) fn send_plain(&self, payload: &[u8], if_full: IfFull) -> Result<(), Error> {
+        self.may_send(payload.len())?;
+        let mut outgoing = self.outgoing.lock(self.platform);
+        if outgoing.try_send(payload, &self.counters)? {
+            return Ok(());
+        }
+        if if_full == IfFull::Refuse {
+            return Err(Error::RingFull);
+        }
+        let Some(body) = outgoing.pool.pop() else {
+            add(&self.counters.refused, 1);
+            return Err(Error::TooManyPackets);
+        };
+        let (error, body) = match outgoing.send_notice(body, payload, if_full, &self.counters) {
+            Ok(None) => return Ok(()),
+            Ok(Some(body)) => (None, body),
+            Err((error, body)) => (Some(error), body),
+        };
+        drop(outgoing);
+        self.free_packet(body);
+        error.map_or(Ok(()), Err)
+    }
+
+    /// Moves packets that went out late to where they belong: those with a routine to be delivered, the others to the pool,
+    /// and slots to the receiving side.
+    pub(crate) fn collect_placed(&self) {
+        loop {
+            let mut outgoing = self.outgoing.lock(self.platform);
+            if let Some(slot) = outgoing.returned.pop() {
+                drop(outgoing);
+                self.slot_is_free(slot);
+            } else if let Some(body) = outgoing.placed.pop() {
+                drop(outgoing);
+                if body.routine.is_some() {
+                    self.incoming
+                        .lock(self.platform)
+                        .make_ready(Ready::Completed(body, Ok(0)));
+                } else {
+                    self.free_packet(body);
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Takes a slot back whose packet is completed; brings `process` back if it waited for one.
+    pub(crate) fn slot_is_free(&self, slot: Box<IncomingBody>) {
+        let mut incoming = self.incoming.lock(self.platform);
+        incoming.put_back(slot);
+        let blocked = incoming.blocked && incoming.indicated + incoming.held < incoming.quota;
+        if blocked {
+            incoming.blocked = false;
+        }
+        drop(incoming);
+        if blocked {
+            self.schedule();
+        }
+    }
+
+    /// Has `process` run soon.
+    pub(crate) fn schedule(&self) {
+        self.gate_note();
+        if let Some(transport) = &self.outgoing.lock(self.platform).transport {
+            transport.schedule();
+        }
+    }
+}
+
+impl<C: Context> core::fmt::Debug for Core<C> {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter
+            .debug_struct("Channel")
+            .field("name", &self.settings.name)
+            .field("side", &self.side)
+            .field("phase", &Phase::from(self.phase.load(Ordering::Relaxed)))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,97 @@
+//! What a channel has done: [`Counters`], a snapshot that can be taken at any time.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// What a channel has done since it was allocated; a snapshot, of which the numbers may be a few packets apart.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+        #[non_exhaustive]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        /// The live counters. Relaxed throughout: nothing is concluded from one about another.
+        #[derive(Debug, Default)]
+        pub(crate) struct LiveCounters {
+            $(pub(crate) $name: AtomicU64,)+
+        }
+
+        impl LiveCounters {
+            pub(crate) fn snapshot(&self) -> Counters {
+                Counters { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+
+        impl Counters {
+            /// Returns name and value of each counter, for a status table.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets put into the outgoing ring, completions included.
+    packets_sent,
+    /// Payload bytes of these.
+    bytes_sent,
+    /// Packets taken from the incoming ring, completions included.
+    packets_received,
+    /// Payload bytes of these.
+    bytes_received,
+    /// Deliveries to the packet callback, repeated ones included.
+    packets_processed,
+    /// Signals that the peer was given.
+    signals_sent,
+    /// Times that the peer signalled.
+    signals_received,
+    /// Packets that found the ring full and were queued.
+    ring_full,
+    /// Packets refused because all were in use.
+    refused,
+    /// Requests whose time was up, or whose future was dropped, before the completion came.
+    cancelled,
+    /// Completions that came after their request had been cancelled.
+    late_completions,
+    /// Completions that answer no request: unknown, stale or repeated ids.
+    unknown_completions,
+    /// Incoming packets that were completed empty because the driver dropped them, or has no callback.
+    dropped,
+    /// Incoming packets that the driver failed.
+    failed,
+    /// Incoming packets indicated or held and not completed yet.
+    incoming_outstanding,
+    /// Requests sent or queued and not completed yet.
+    outgoing_outstanding,
+}
+
+pub(crate) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+pub(crate) fn subtract(counter: &AtomicU64, count: u64) {
+    counter.fetch_sub(count, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_names_each_counter_once() {
+        let live = LiveCounters::default();
+        add(&live.packets_sent, 3);
+        add(&live.incoming_outstanding, 2);
+        subtract(&live.incoming_outstanding, 1);
+        let counters = live.snapshot();
+        assert_eq!((counters.packets_sent, counters.incoming_outstanding), (3, 1));
+        assert_eq!(counters.iter().map(|(_, value)| value).sum::<u64>(), 4);
+        assert!(
+            counters
+                .iter()
+                .any(|(name, value)| name == "packets_sent" && value == 3)
+        );
+    }
+}

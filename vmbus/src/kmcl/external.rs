@@ -1,0 +1,98 @@
+//! External data on its way out: how an [`Mdl`] becomes the page list of a GPA-direct packet.
+
+use super::Error;
+use super::settings::MAX_RANGES;
+use crate::memory::{Mdl, WireExtent};
+use crate::ring::{Reservation, RingMemory, WriteError};
+
+/// Memory that a packet lends: the whole of what the caller gave, and the part that is described to the peer.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    described: Mdl,
+    whole: Option<Mdl>,
+    extent: WireExtent,
+}
+
+impl Lent {
+    /// Checks `mdl[offset..]`, `len` bytes of it or all if 0, against the channel's limits; gives it back if it is beyond.
+    pub(crate) fn new(mdl: Mdl, offset: usize, len: usize, limit: usize, ranges: usize) -> Result<Self, (Error, Mdl)> {
+        let (described, whole) = if offset == 0 && (len == 0 || len == mdl.len()) {
+            (mdl, None)
+        } else {
+            match mdl.range(offset, len) {
+                Ok(described) => (described, Some(mdl)),
+                Err(_) => return Err((Error::InvalidExternalData { len, ranges: 0 }, mdl)),
+            }
+        };
+        let extent = described.wire_extent();
+        if described.is_empty() || described.len() > limit || extent.ranges > ranges.min(MAX_RANGES) {
+            let error = Error::InvalidExternalData {
+                len: described.len(),
+                ranges: extent.ranges,
+            };
+            return Err((error, whole.unwrap_or(described)));
+        }
+        Ok(Self {
+            described,
+            whole,
+            extent,
+        })
+    }
+
+    /// Returns what the caller gave.
+    pub(crate) fn into_whole(self) -> Mdl {
+        self.whole.unwrap_or(self.described)
+    }
+
+    /// Returns what the peer is told of.
+    pub(crate) const fn described(&self) -> &Mdl {
+        &self.described
+    }
+
+    /// Returns the bytes of the page list.
+    pub(crate) const fn list_len(&self) -> usize {
+        8 + 8 * self.extent.ranges + 8 * self.extent.pages
+    }
+
+    /// Writes the page list: a count, then each range with its length, its offset in the first page, and its pages.
+    pub(crate) fn write<M: RingMemory>(&self, reservation: &mut Reservation<'_, M>) -> Result<(), WriteError> {
+        reservation.write_external(&((self.extent.ranges as u64) << 32).to_le_bytes())?;
+        if self.extent.ranges == 1 {
+            let first_offset = self.described.page_spans().next().map_or(0, |span| span.offset);
+            reservation.write_external(&header(self.described.len(), first_offset))?;
+            for span in self.described.page_spans() {
+                reservation.write_external(&span.pfn.get().to_le_bytes())?;
+            }
+            return Ok(());
+        }
+        // Lengths first: a range's header stands in front of its pages.
+        let mut lengths = [0; MAX_RANGES];
+        let mut ranges = lengths.iter_mut();
+        let mut current: Option<&mut usize> = None;
+        let mut last = None;
+        for span in self.described.page_spans() {
+            if !last.is_some_and(|last: crate::memory::PageSpan| last.continues_with(&span)) {
+                current = ranges.next();
+            }
+            if let Some(length) = current.as_deref_mut() {
+                *length += span.len;
+            }
+            last = Some(span);
+        }
+        let mut lengths = lengths.into_iter();
+        last = None;
+        for span in self.described.page_spans() {
+            if !last.is_some_and(|last: crate::memory::PageSpan| last.continues_with(&span)) {
+                reservation.write_external(&header(lengths.next().unwrap_or(0), span.offset))?;
+            }
+            reservation.write_external(&span.pfn.get().to_le_bytes())?;
+            last = Some(span);
+        }
+        Ok(())
+    }
+}
+
+/// A range's header: byte count and byte offset, both below 2^32 by the channel's limits.
+fn header(len: usize, offset: usize) -> [u8; 8] {
+    (len as u64 | (offset as u64) << 32).to_le_bytes()
+}

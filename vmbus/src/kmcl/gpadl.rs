@@ -1,0 +1,206 @@
+//! Memory that a channel's two ends share for longer than one packet: [`Gpadl`] on the client's side, [`MappedGpadl`] on the
+//! server's.
+
+use core::fmt;
+
+use super::transport::{GpadlAccess, Transport};
+use super::{Channel, Context, Error, Gone, Refused};
+use crate::Deadline;
+use crate::fallible::Shared;
+use crate::memory::{DmaBuffer, Mdl};
+use crate::protocol::GpadlId;
+
+use alloc::boxed::Box;
+
+/// Memory that a client shares with its server (KMCL: a GPADL handle), which the driver names to the server by
+/// [`handle`](Self::handle) in a packet of its own.
+///
+/// It holds the memory. When dropped instead of [deleted](Self::delete), the memory stays shared until the channel ends.
+pub struct Gpadl<C: Context> {
+    id: GpadlId,
+    mdl: Mdl,
+    channel: Channel<C>,
+}
+
+impl<C: Context> Gpadl<C> {
+    /// Returns the number by which the server maps the memory.
+    #[must_use]
+    pub const fn handle(&self) -> u32 {
+        self.id.0
+    }
+
+    /// Returns the memory.
+    #[must_use]
+    pub const fn mdl(&self) -> &Mdl {
+        &self.mdl
+    }
+
+    /// Withdraws the memory (`VmbChannelDeleteGpadl`) and returns it; waits while the server has it mapped.
+    ///
+    /// # Errors
+    ///
+    /// The memory stays shared: [`Error::TimedOut`] if the server kept it mapped; [`Error::WouldDeadlock`] from the channel's
+    /// own callback.
+    pub fn delete(self, deadline: Deadline) -> Result<Mdl, Refused<Self>> {
+        let core = self.channel.core();
+        if core.may_wait_for_callbacks().is_err() {
+            return Err(Refused {
+                error: Error::WouldDeadlock,
+                given: self,
+            });
+        }
+        let Ok(transport) = self.channel.transport() else {
+            // The channel has ended, and all that it shared with it.
+            return Ok(self.mdl);
+        };
+        match transport.delete_gpadl(self.id, deadline) {
+            Ok(()) | Err(Error::Gone(_) | Error::UnknownGpadl) => Ok(self.mdl),
+            Err(error) => Err(Refused { error, given: self }),
+        }
+    }
+}
+
+impl<C: Context> fmt::Debug for Gpadl<C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Gpadl")
+            .field("id", &self.id)
+            .field("mdl", &self.mdl)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A client's memory, mapped by the server (`VmbChannelMapGpadl`); unmapped when dropped (`VmbChannelUnmapGpadl`).
+pub struct MappedGpadl {
+    id: GpadlId,
+    mdl: Mdl,
+    access: GpadlAccess,
+    transport: Shared<Box<dyn Transport>>,
+}
+
+impl MappedGpadl {
+    /// Returns the length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.mdl.len()
+    }
+
+    /// Returns true if there are no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.mdl.is_empty()
+    }
+
+    /// Copies bytes out; each is read once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn read_at(&self, offset: usize, target: &mut [u8]) -> Result<(), Error> {
+        self.mdl.read_at(offset, target).map_err(|_| Error::OutOfRange)
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ReadOnly`] if it was mapped only to read; [`Error::OutOfRange`].
+    pub fn write_at(&self, offset: usize, source: &[u8]) -> Result<(), Error> {
+        if self.access == GpadlAccess::ReadOnly {
+            return Err(Error::ReadOnly);
+        }
+        self.mdl.write_at(offset, source).map_err(|_| Error::OutOfRange)
+    }
+}
+
+impl Drop for MappedGpadl {
+    fn drop(&mut self) {
+        // The client may have gone, and its memory with it.
+        let _ = self.transport.unmap_gpadl(self.id);
+    }
+}
+
+impl fmt::Debug for MappedGpadl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("MappedGpadl")
+            .field("id", &self.id)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: Context> Channel<C> {
+    fn transport(&self) -> Result<Shared<Box<dyn Transport>>, Error> {
+        let core = self.core();
+        if let Some(gone) = core.gone() {
+            return Err(gone.into());
+        }
+        core.outgoing
+            .lock(core.platform)
+            .transport
+            .clone()
+            .ok_or(Error::Gone(Gone::Closed))
+    }
+
+    /// Shares `len` bytes of `mdl` from `offset` on with the server (`VmbChannelCreateGpadlFromMdl`); a `len` of 0 means to the
+    /// end of the chain. When this returns, the server can map the memory at once; the driver tells it the handle.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is shared: [`Error::InvalidExternalData`] if the range is empty or leaves the memory; [`Error::WrongState`] on a
+    /// server; [`Error::WouldDeadlock`] from the channel's own callback; [`Error::Gone`]; [`Error::TimedOut`], after which the
+    /// memory is held until the host can no longer have it.
+    pub fn create_gpadl_from_mdl(
+        &self,
+        access: GpadlAccess,
+        mdl: &Mdl,
+        offset: usize,
+        len: usize,
+        deadline: Deadline,
+    ) -> Result<Gpadl<C>, Error> {
+        self.core().may_wait_for_callbacks()?;
+        let invalid = Error::InvalidExternalData { len, ranges: 0 };
+        let mdl = mdl.range(offset, len).map_err(|_| invalid)?;
+        if mdl.is_empty() {
+            return Err(invalid);
+        }
+        let id = self.transport()?.create_gpadl(&mdl, access, deadline)?;
+        Ok(Gpadl {
+            id,
+            mdl,
+            channel: self.uncounted(),
+        })
+    }
+
+    /// Shares a whole buffer with the server (`VmbChannelCreateGpadlFromBuffer`).
+    ///
+    /// # Errors
+    ///
+    /// As for [`create_gpadl_from_mdl`](Self::create_gpadl_from_mdl).
+    pub fn create_gpadl_from_buffer(
+        &self,
+        access: GpadlAccess,
+        buffer: DmaBuffer,
+        deadline: Deadline,
+    ) -> Result<Gpadl<C>, Error> {
+        self.create_gpadl_from_mdl(access, &buffer.into(), 0, 0, deadline)
+    }
+
+    /// Maps memory that the client shares (`VmbChannelMapGpadl`); at most once at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownGpadl`]; [`Error::AlreadyMapped`]; [`Error::ReadOnly`] if it is shared only to be read, and more was
+    /// asked for; [`Error::WrongState`] on a client; [`Error::Gone`].
+    pub fn map_gpadl(&self, handle: u32, access: GpadlAccess) -> Result<MappedGpadl, Error> {
+        let (id, transport) = (GpadlId(handle), self.transport()?);
+        let mdl = transport.map_gpadl(id, access)?;
+        Ok(MappedGpadl {
+            id,
+            mdl,
+            access,
+            transport,
+        })
+    }
+}

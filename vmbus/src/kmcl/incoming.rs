@@ -1,0 +1,357 @@
+//! Packets that come in: [`IncomingPacket`] (KMCL: `VMBPACKETCOMPLETION`) and the memory that they describe,
+//! [`ExternalData`].
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use super::core::Core;
+use super::counters::{add, subtract};
+use super::receive::{IncomingBody, Ready};
+use super::{Channel, Context, Error, Level, Refused};
+use crate::memory::Mdl;
+use crate::protocol::packet::PacketType;
+use crate::ring::External;
+
+/// A packet of the peer, to be completed exactly once (KMCL: `VMBPACKETCOMPLETION`).
+///
+/// It is a value: whoever has it may keep it, send it to another task, and complete it when and in whatever order it likes.
+/// One that is dropped is completed with no bytes, counted as `dropped` and logged, so that the peer does not hang.
+///
+/// # Examples
+///
+/// ```
+/// use vmbus::kmcl::{Channel, IncomingPacket};
+/// fn on_packet(_: &Channel<()>, packet: IncomingPacket<()>) {
+///     let first = packet.payload().first().copied().unwrap_or(0);
+///     if let Err(refused) = packet.complete(&[first; 8]) {
+///         log::warn!("no answer: {refused}");
+///     }
+/// }
+/// ```
+///
+/// Completing twice is no error but cannot be written:
+///
+/// ```compile_fail,E0382
+/// use vmbus::kmcl::{Channel, IncomingPacket};
+/// fn on_packet(_: &Channel<()>, packet: IncomingPacket<()>) {
+///     let _ = packet.complete(&[]);
+///     let _ = packet.complete(&[]);
+/// }
+/// ```
+pub struct IncomingPacket<C: Context> {
+    body: Option<Box<IncomingBody>>,
+    channel: Channel<C>,
+}
+
+impl<C: Context> IncomingPacket<C> {
+    pub(crate) const fn new(body: Box<IncomingBody>, channel: Channel<C>) -> Self {
+        Self {
+            body: Some(body),
+            channel,
+        }
+    }
+
+    fn core(&self) -> &Core<C> {
+        self.channel.core()
+    }
+
+    /// Returns the channel that the packet came on.
+    #[must_use]
+    pub const fn channel(&self) -> &Channel<C> {
+        &self.channel
+    }
+
+    /// Returns the payload as the peer sent it, padded to a multiple of 8 bytes: how many of them count, it must tell itself.
+    /// A private copy that nobody changes any more.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        self.body.as_ref().map_or(&[], |body| body.payload())
+    }
+
+    /// Returns true if the packet describes memory (KMCL: flag 1 of `EvtVmbChannelProcessPacket`).
+    #[must_use]
+    pub fn has_external_data(&self) -> bool {
+        self.body
+            .as_ref()
+            .is_some_and(|body| body.packet_type == PacketType::GPA_DIRECT)
+    }
+
+    /// Returns true if the sender waits for a completion.
+    #[must_use]
+    pub fn wants_completion(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.wants_completion)
+    }
+
+    /// Returns the level at which the packet was delivered.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.body.as_ref().map_or(Level::Dispatch, |body| body.level)
+    }
+
+    /// Returns the packet's bytes for the driver's use, as many as `init_set_client_context_size` asked for, zero at first
+    /// (`VmbChannelPacketGetClientContext`).
+    pub fn client_context(&mut self) -> &mut [u8] {
+        self.body.as_mut().map_or(&mut [], |body| &mut body.context)
+    }
+
+    /// Returns the memory that the packet describes, to read and write (`VmbChannelPacketGetExternalData`). It stays until
+    /// the packet is completed, and ends with it:
+    ///
+    /// ```compile_fail,E0505
+    /// # use vmbus::kmcl::{Channel, IncomingPacket};
+    /// fn on_packet(_: &Channel<()>, mut packet: IncomingPacket<()>) {
+    ///     let Ok(data) = packet.external_data() else { return };
+    ///     let _ = packet.complete(&[]);
+    ///     let _ = data.len();
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoExternalData`]; [`Error::Pending`]: return from the callback without completing the packet, by
+    /// [`wait_for_external_data`](Self::wait_for_external_data), and it is delivered again; [`Error::NotLent`] if the peer
+    /// does not lend what it describes; [`Error::InvalidExternalData`] if it is beyond the channel's limits.
+    pub fn external_data(&mut self) -> Result<ExternalData<'_>, Error> {
+        self.pin(false)
+    }
+
+    /// Returns the memory that the packet describes, only to read (`VMBUS_CHANNEL_PACKET_EXTERNAL_DATA_FLAG_READ_ONLY`).
+    ///
+    /// # Errors
+    ///
+    /// As for [`external_data`](Self::external_data).
+    pub fn external_data_read_only(&mut self) -> Result<ExternalData<'_>, Error> {
+        self.pin(true)
+    }
+
+    fn pin(&mut self, read_only: bool) -> Result<ExternalData<'_>, Error> {
+        let core = self.channel.core();
+        let Some(body) = &mut self.body else {
+            return Err(Error::NoExternalData);
+        };
+        if body.pinned.is_none() {
+            body.pinned = Some(core.external_of(body)?);
+        }
+        body.pinned
+            .as_ref()
+            .map(|mdl| ExternalData { mdl, read_only })
+            .ok_or(Error::NoExternalData)
+    }
+
+    /// Returns the transfer page ranges that the packet names, each with offset and length, once all are known to lie within a
+    /// buffer of `buffer_len` bytes; and the number of the buffer, an allegation.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoExternalData`] if the packet names none, [`Error::Corrupt`] if a range lies outside.
+    pub fn transfer_pages(&self, buffer_len: u64) -> Result<(u16, impl Iterator<Item = (u32, u32)> + '_), Error> {
+        let body = self.body.as_ref().ok_or(Error::NoExternalData)?;
+        match body.external() {
+            Ok(External::TransferPages(pages)) => {
+                Ok((pages.set_id(), pages.within(buffer_len).map_err(|_| Error::Corrupt)?))
+            }
+            Ok(_) => Err(Error::NoExternalData),
+            Err(_) => Err(Error::Corrupt),
+        }
+    }
+
+    /// Completes the packet (`VmbChannelPacketComplete`): sends `answer` back if the peer asked for a completion, and gives up
+    /// its memory. A completion that finds the ring full waits in line.
+    ///
+    /// # Errors
+    ///
+    /// The packet comes back if the answer is longer than the channel's maximum packet size; nothing was sent.
+    pub fn complete(mut self, answer: &[u8]) -> Result<(), Refused<Self>> {
+        let limit = self.core().settings.maximum_packet_size;
+        if answer.len() > limit {
+            return Err(Refused {
+                error: Error::PacketTooLarge {
+                    len: answer.len(),
+                    limit,
+                },
+                given: self,
+            });
+        }
+        if let Some(body) = self.body.take() {
+            self.core().complete(body, answer);
+        }
+        Ok(())
+    }
+
+    /// Fails a packet that cannot be understood (`VmbChannelPacketFail`): nothing more is delivered on this channel until it
+    /// is opened again. The sender gets an empty completion.
+    pub fn fail(mut self) {
+        if let Some(body) = self.body.take() {
+            let core = self.core();
+            add(&core.counters.failed, 1);
+            core.incoming.lock(core.platform).stopped = true;
+            core.complete(body, &[]);
+        }
+    }
+
+    /// Puts the packet back, to be delivered again at `PASSIVE` (`VmbChannelPacketDeferToPassive`); later packets do not
+    /// overtake it. Only from the packet callback itself.
+    ///
+    /// # Errors
+    ///
+    /// The packet comes back, if this is not the channel's packet callback.
+    pub fn defer_to_passive(self) -> Result<(), Refused<Self>> {
+        self.again(true)
+    }
+
+    /// Puts the packet back, to be delivered again when its external data is there: the answer to [`Error::Pending`]. Only from
+    /// the packet callback itself.
+    ///
+    /// # Errors
+    ///
+    /// The packet comes back, if this is not the channel's packet callback.
+    pub fn wait_for_external_data(self) -> Result<(), Refused<Self>> {
+        self.again(true)
+    }
+
+    fn again(mut self, needs_passive: bool) -> Result<(), Refused<Self>> {
+        if self.core().inside().is_none() {
+            return Err(Refused {
+                error: Error::WrongState,
+                given: self,
+            });
+        }
+        if let Some(mut body) = self.body.take() {
+            let core = self.core();
+            body.needs_passive = needs_passive;
+            let mut incoming = core.incoming.lock(core.platform);
+            incoming.indicated -= 1;
+            incoming.held += 1;
+            subtract(&core.counters.incoming_outstanding, 1);
+            incoming.put_first(Ready::Packet(body));
+        }
+        Ok(())
+    }
+}
+
+impl<C: Context> Drop for IncomingPacket<C> {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take() {
+            let core = self.channel.core();
+            add(&core.counters.dropped, 1);
+            log::debug!(target: "vmbus::kmcl", "{}: a packet was dropped uncompleted", core.settings.name.as_str());
+            core.complete(body, &[]);
+        }
+    }
+}
+
+impl<C: Context> fmt::Debug for IncomingPacket<C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("IncomingPacket")
+            .field("channel", &self.channel)
+            .field("len", &self.payload().len())
+            .field("has_external_data", &self.has_external_data())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Memory that a packet describes, until the packet is completed. The peer may write to it at the same time.
+#[derive(Debug)]
+pub struct ExternalData<'p> {
+    mdl: &'p Mdl,
+    read_only: bool,
+}
+
+impl ExternalData<'_> {
+    /// Returns the length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.mdl.len()
+    }
+
+    /// Returns true if there are no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.mdl.is_empty()
+    }
+
+    /// Copies bytes out; each is read once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn read_at(&self, offset: usize, target: &mut [u8]) -> Result<(), Error> {
+        self.mdl.read_at(offset, target).map_err(|_| Error::OutOfRange)
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ReadOnly`] if the data was asked for only to read; [`Error::OutOfRange`].
+    pub fn write_at(&self, offset: usize, source: &[u8]) -> Result<(), Error> {
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
+        self.mdl.write_at(offset, source).map_err(|_| Error::OutOfRange)
+    }
+
+    /// Returns the number of parts of the chain.
+    #[must_use]
+    pub fn chain_len(&self) -> usize {
+        self.mdl.chain_len()
+    }
+}
+
+impl<C: Context> Core<C> {
+    /// Completes a packet that was delivered.
+    fn complete(&self, mut body: Box<IncomingBody>, answer: &[u8]) {
+        // The peer's memory is given up before the peer is told.
+        body.pinned = None;
+        subtract(&self.counters.incoming_outstanding, 1);
+        let free = if body.wants_completion {
+            let mut outgoing = self.outgoing.lock(self.platform);
+            outgoing.complete(body, answer, &self.counters)
+        } else {
+            Some(body)
+        };
+        let mut incoming = self.incoming.lock(self.platform);
+        incoming.indicated -= 1;
+        if let Some(body) = free {
+            incoming.put_back(body);
+        }
+        let unblocked = incoming.blocked && incoming.indicated + incoming.held < incoming.quota;
+        if unblocked {
+            incoming.blocked = false;
+        }
+        let last = incoming.indicated == 0;
+        drop(incoming);
+        if unblocked || (last && self.gone().is_some()) {
+            self.schedule();
+        }
+    }
+
+    /// Finds the memory that a packet describes: what the peer lends with it, and it must be what the packet says.
+    fn external_of(&self, body: &IncomingBody) -> Result<Mdl, Error> {
+        let Ok(External::GpaDirect(ranges)) = body.external() else {
+            return Err(Error::NoExternalData);
+        };
+        let len = usize::try_from(ranges.total_bytes()).unwrap_or(usize::MAX);
+        let count = ranges.count() as usize;
+        if len > self.settings.maximum_external_data || count > self.settings.maximum_chain_length {
+            return Err(Error::InvalidExternalData { len, ranges: count });
+        }
+        let lent = {
+            let outgoing = self.outgoing.lock(self.platform);
+            outgoing
+                .transport
+                .as_ref()
+                .and_then(|transport| transport.lent_by_peer(body.transaction_id))
+        };
+        let lent = lent.ok_or(Error::NotLent)?;
+        if lent.len() != len {
+            return Err(Error::NotLent);
+        }
+        let described = ranges.iter().flat_map(|range| range.pfns.iter().map(|pfn| pfn.get()));
+        if !lent.page_spans().map(|span| span.pfn.get()).eq(described) {
+            return Err(Error::NotLent);
+        }
+        Ok(lent)
+    }
+}

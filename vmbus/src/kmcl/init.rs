@@ -1,0 +1,356 @@
+//! A channel that is not enabled: [`DisabledChannel`], which is initialised and then enabled.
+//!
+//! KMCL has one type of channel and a status for calls that come too late; here only a disabled channel has the `init_*`
+//! functions, and `enable` consumes it. Setters that cannot fail return the channel; a driver's callbacks are kept in boxes,
+//! and one that finds no memory makes `enable` fail.
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use super::core::Core;
+use super::settings::{Callbacks, Name, Settings, share};
+use super::transport::{Instance, OfferSource, OpenRequest, Provider};
+use super::{Channel, Context, Error, IncomingPacket, Level, Refused, Side, StateChangeCallbacks};
+use crate::Deadline;
+use crate::fallible::{OutOfMemory, Shared, try_box};
+use crate::platform::ProcessorIndex;
+use crate::protocol::{ChannelId, Guid};
+
+/// A channel that is not enabled, and may be initialised (KMCL: a disabled `VMBCHANNEL`).
+///
+/// An enabled channel has no such functions:
+///
+/// ```compile_fail,E0599
+/// fn too_late(channel: vmbus::kmcl::Channel<()>) {
+///     channel.init_set_maximum_packet_size(64);
+/// }
+/// ```
+pub struct DisabledChannel<C: Context = ()> {
+    pub(crate) side: Side,
+    pub(crate) provider: Box<dyn Provider>,
+    pub(crate) settings: Settings,
+    pub(crate) callbacks: Callbacks<C>,
+    pub(crate) context: Shared<C>,
+    pub(crate) out_of_memory: bool,
+}
+
+impl Channel<()> {
+    /// Makes a client endpoint (`VmbChannelAllocate` with `IsServer` false), with default parameters and no callbacks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn allocate_client(source: &impl OfferSource) -> Result<DisabledChannel<()>, Error> {
+        Self::allocate_client_with(source, ())
+    }
+
+    /// Makes a client endpoint with data of the driver's own, which callbacks get from [`Channel::context`]
+    /// (`VmbChannelAllocate` and `VmbChannelSetPointer`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn allocate_client_with<C: Context>(
+        source: &impl OfferSource,
+        context: C,
+    ) -> Result<DisabledChannel<C>, Error> {
+        DisabledChannel::new(Side::Client, source.provider()?.0, context)
+    }
+}
+
+impl<C: Context> DisabledChannel<C> {
+    pub(crate) fn new(side: Side, provider: Box<dyn Provider>, context: C) -> Result<Self, Error> {
+        Ok(Self {
+            side,
+            provider,
+            settings: Settings::new(),
+            callbacks: Callbacks::new(),
+            context: Shared::try_new(context)?,
+            out_of_memory: false,
+        })
+    }
+
+    /// The disabled form of a channel that was enabled.
+    pub(crate) fn again(core: &Core<C>) -> Result<Self, Error> {
+        Ok(Self {
+            side: core.side,
+            provider: core.provider.another()?,
+            settings: core.settings,
+            callbacks: core.callbacks.clone(),
+            context: core.context.clone(),
+            out_of_memory: false,
+        })
+    }
+
+    /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
+    #[must_use]
+    pub fn context(&self) -> &C {
+        &self.context
+    }
+
+    fn keep<F: ?Sized>(&mut self, boxed: Result<Box<F>, OutOfMemory>) -> Option<Shared<Box<F>>> {
+        let kept = share(boxed);
+        self.out_of_memory |= kept.is_err();
+        kept.ok()
+    }
+
+    /// Sets the receive callbacks (`VmbChannelInitSetProcessPacketCallbacks`): `process_packet` for each packet,
+    /// `processing_complete` after each batch with the number of packets in it. Without this call, packets are completed empty
+    /// and counted.
+    #[must_use]
+    pub fn init_set_process_packet_callbacks(
+        mut self,
+        process_packet: impl Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync + 'static,
+        processing_complete: impl Fn(&Channel<C>, u32) + Send + Sync + 'static,
+    ) -> Self {
+        self = self.init_set_process_packet_callback(process_packet);
+        let boxed = try_box(processing_complete).map(|boxed| -> Box<dyn Fn(&Channel<C>, u32) + Send + Sync> { boxed });
+        self.callbacks.processing_complete = self.keep(boxed);
+        self
+    }
+
+    /// Sets the packet callback alone: `ProcessingCompleteCallback` is NULL.
+    #[must_use]
+    pub fn init_set_process_packet_callback(
+        mut self,
+        process_packet: impl Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync + 'static,
+    ) -> Self {
+        let boxed =
+            try_box(process_packet).map(|boxed| -> Box<dyn Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync> { boxed });
+        self.callbacks.process_packet = self.keep(boxed);
+        self.callbacks.processing_complete = None;
+        self
+    }
+
+    /// Sets the callbacks about the channel's state (`VmbChannelInitSetStateChangeCallbacks`).
+    #[must_use]
+    pub fn init_set_state_change_callbacks(mut self, callbacks: StateChangeCallbacks<C>) -> Self {
+        self.out_of_memory |= callbacks.out_of_memory;
+        self.callbacks.state = callbacks;
+        self
+    }
+
+    /// Sets what is called when packets wait for [`Channel::process_at_passive`]: say, wake the task that calls it. Called at
+    /// `DISPATCH`.
+    #[must_use]
+    pub fn init_set_passive_wake(mut self, wake: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
+        let boxed = try_box(wake).map(|boxed| -> Box<dyn Fn(&Channel<C>) + Send + Sync> { boxed });
+        self.callbacks.passive_wake = self.keep(boxed);
+        self
+    }
+
+    /// Sets what is called when the offer was found but could not be connected (`EvtChannelPnpFailure`).
+    #[must_use]
+    pub fn init_set_pnp_failure_callback(mut self, failed: impl Fn(&C, Error) + Send + Sync + 'static) -> Self {
+        let boxed = try_box(failed).map(|boxed| -> Box<dyn Fn(&C, Error) + Send + Sync> { boxed });
+        self.callbacks.pnp_failure = self.keep(boxed);
+        self
+    }
+
+    /// Names the channel, for logs and the status table (`VmbChannelInitSetFriendlyName`); the first 48 bytes are copied.
+    #[must_use]
+    pub fn init_set_friendly_name(mut self, name: &str) -> Self {
+        self.settings.name = Name::new(name);
+        self
+    }
+
+    /// Sets the longest payload that is sent or received (`VmbChannelInitSetMaximumPacketSize`), completions included. A
+    /// longer packet of the peer breaks the channel.
+    ///
+    /// # Errors
+    ///
+    /// The channel comes back unchanged with [`Error::InvalidPacketSize`] for 0, or more than a packet can have.
+    pub fn init_set_maximum_packet_size(mut self, bytes: usize) -> Result<Self, Refused<Self>> {
+        if bytes == 0 || bytes > MAX_PACKET {
+            return Err(Refused {
+                error: Error::InvalidPacketSize(bytes),
+                given: self,
+            });
+        }
+        self.settings.maximum_packet_size = bytes;
+        Ok(self)
+    }
+
+    /// Sets how much memory a packet may describe, and in how many parts (`VmbChannelInitSetMaximumExternalData`).
+    ///
+    /// # Errors
+    ///
+    /// The channel comes back unchanged with [`Error::InvalidExternalDataSize`] or [`Error::InvalidChainLength`] if one is 0 or
+    /// more than a packet can describe.
+    pub fn init_set_maximum_external_data(mut self, bytes: usize, chain_length: usize) -> Result<Self, Refused<Self>> {
+        let error = if bytes == 0 || bytes > MAX_EXTERNAL {
+            Error::InvalidExternalDataSize
+        } else if chain_length == 0 || chain_length > super::settings::MAX_RANGES {
+            Error::InvalidChainLength(chain_length)
+        } else {
+            self.settings.maximum_external_data = bytes;
+            self.settings.maximum_chain_length = chain_length;
+            return Ok(self);
+        };
+        Err(Refused { error, given: self })
+    }
+
+    /// Sets how many packets may be in flight or in line at a time (`VmbChannelInitSetMaximumPacketCount`); 0 means 1.
+    #[must_use]
+    pub fn init_set_maximum_packet_count(mut self, packets: u32) -> Self {
+        self.settings.maximum_packet_count = packets.clamp(1, u32::MAX / 4);
+        self
+    }
+
+    /// Sets how many incoming packets may be held uncompleted; see [`Channel::set_transaction_quota`]. 0 means 1.
+    #[must_use]
+    pub fn init_set_transaction_quota(mut self, quota: u32) -> Self {
+        self.settings.quota = quota.clamp(1, u32::MAX / 4);
+        self
+    }
+
+    /// Sets how many bytes each incoming packet has for the driver's use (`VmbChannelInitSetClientContextSize`).
+    #[must_use]
+    pub const fn init_set_client_context_size(mut self, bytes: usize) -> Self {
+        self.settings.client_context_size = bytes;
+        self
+    }
+
+    /// Sets how many bytes each packet object has for the driver's use (`VmbChannelInitSetInlinePacketContextSize`).
+    #[must_use]
+    pub const fn init_set_inline_packet_context_size(mut self, bytes: usize) -> Self {
+        self.settings.inline_packet_context_size = bytes;
+        self
+    }
+
+    /// Has the channel start paused, as `VmbChannelPause` on a disabled channel does, until [`Channel::start`].
+    #[must_use]
+    pub const fn pause_when_enabled(mut self) -> Self {
+        self.settings.paused = true;
+        self
+    }
+
+    /// Chooses where packets are delivered; see [`Channel::set_incoming_processing_at_passive`].
+    #[must_use]
+    pub fn init_set_incoming_processing_at_passive(mut self, level: Level) -> Self {
+        self.settings.at_passive = level == Level::Passive;
+        self
+    }
+
+    /// Sets the data pages of both rings (`VmbClientChannelInitSetRingBufferPageCount`); one control page each comes on top. Too
+    /// few for the largest packet are rounded up.
+    #[must_use]
+    pub fn init_set_ring_buffer_page_count(mut self, incoming: usize, outgoing: usize) -> Self {
+        self.settings.incoming_pages = incoming.clamp(1, MAX_RING_PAGES);
+        self.settings.outgoing_pages = outgoing.clamp(1, MAX_RING_PAGES);
+        self
+    }
+
+    /// Chooses the offer by class and instance (`VmbClientChannelInitSetTargetPnp`).
+    #[must_use]
+    pub const fn init_set_target(mut self, class: Guid, instance: Instance) -> Self {
+        self.settings.target.class = class;
+        self.settings.target.instance = instance;
+        self
+    }
+
+    /// Chooses exactly the offer with this number, whatever its class.
+    #[must_use]
+    pub const fn init_set_target_channel(mut self, channel: ChannelId) -> Self {
+        self.settings.target.channel = Some(channel);
+        self
+    }
+
+    /// Chooses a subchannel of this channel, instead of a primary one (`VmbChannelInitSetPrimaryChannel`).
+    #[must_use]
+    pub const fn init_set_primary_channel(mut self, primary: ChannelId) -> Self {
+        self.settings.target.primary = Some(primary);
+        self
+    }
+
+    /// Chooses the processor that the host interrupts for this channel (`VmbClientChannelInitSetTargetProcessorIndex`).
+    #[must_use]
+    pub const fn init_set_target_processor_index(mut self, processor: ProcessorIndex) -> Self {
+        self.settings.processor = processor;
+        self
+    }
+
+    /// Sets the bytes that the host's device gets with the opening of the channel.
+    #[must_use]
+    pub const fn init_set_open_data(mut self, user_data: [u8; 120]) -> Self {
+        self.settings.user_data = user_data;
+        self
+    }
+
+    /// Enables the channel (`VmbChannelEnable`). A client finds the offer, or waits for it, opens it, and has run the opened,
+    /// started and post-started callbacks when this returns. All memory that packets need is reserved here.
+    ///
+    /// # Errors
+    ///
+    /// The disabled channel comes back, and nothing is left: [`Error::NoSuchOffer`], [`Error::TimedOut`], [`Error::Refused`],
+    /// [`Error::OpenedFailed`], [`Error::Gone`], [`Error::OutOfMemory`], [`Error::OutOfPages`], [`Error::Bus`].
+    pub fn enable(self, deadline: Deadline) -> Result<Channel<C>, Refused<Self>> {
+        match self.try_enable(deadline) {
+            Ok(channel) => Ok(channel),
+            Err(error) => {
+                if error != Error::NoSuchOffer
+                    && let Some(callback) = &self.callbacks.pnp_failure
+                {
+                    callback(&self.context, error);
+                }
+                Err(Refused { error, given: self })
+            }
+        }
+    }
+
+    fn try_enable(&self, deadline: Deadline) -> Result<Channel<C>, Error> {
+        if self.out_of_memory {
+            return Err(OutOfMemory.into());
+        }
+        let mut settings = self.settings;
+        let least = settings.least_ring_pages();
+        settings.incoming_pages = settings.incoming_pages.max(least);
+        settings.outgoing_pages = settings.outgoing_pages.max(least);
+        let core = Core::new(
+            self.side,
+            self.provider.another()?,
+            settings,
+            self.callbacks.clone(),
+            self.context.clone(),
+        )?;
+        match self.side {
+            Side::Client => Self::enable_client(&core, &settings, deadline)?,
+            Side::Server => core.provider.offer(&settings, super::lifecycle::server_sink(&core)?)?,
+        }
+        Ok(Channel::owner(&core))
+    }
+
+    fn enable_client(core: &Shared<Core<C>>, settings: &Settings, deadline: Deadline) -> Result<(), Error> {
+        let until = core.until(deadline);
+        let deadline = until.map_or(Deadline::Never, Deadline::At);
+        let request = OpenRequest {
+            target: settings.target,
+            incoming_pages: settings.incoming_pages,
+            outgoing_pages: settings.outgoing_pages,
+            processor: settings.processor,
+            user_data: settings.user_data,
+        };
+        let opened = core.provider.open(&request, Core::sink(core)?, deadline)?;
+        let transport = opened.transport.clone();
+        Core::opened(core, opened, until).inspect_err(|_| {
+            let _ = transport.close(deadline);
+        })
+    }
+}
+
+/// The longest payload: what a descriptor can tell, less a page list.
+const MAX_PACKET: usize = 256 * 1024;
+/// The most memory that one packet may describe: its page list has to fit as well.
+const MAX_EXTERNAL: usize = 64 * 1024 * 1024;
+/// The largest ring: 64 MiB.
+const MAX_RING_PAGES: usize = 16 * 1024;
+
+impl<C: Context> fmt::Debug for DisabledChannel<C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("DisabledChannel")
+            .field("side", &self.side)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,71 @@
+//! Channels as a driver sees them: the API of Windows' Kernel Mode Client Library (KMCL), in Rust.
+//!
+//! A driver initialises a [`DisabledChannel`], enables it, and gets packets in a callback. What it sends is completed by
+//! the peer, and the completion comes to a routine ([`OutgoingPacket`]), to a blocked task
+//! ([`Channel::send_synchronous_request`]) or to a future ([`Channel::request`]), all on one mechanism. Names follow KMCL, so
+//! that its users find everything; each item's documentation names its original.
+//!
+//! - [`DisabledChannel`] -> `enable` -> [`Channel`] -> `disable` -> [`DisabledChannel`]: two types, so that initialising too
+//!   late does not compile.
+//! - [`IncomingPacket`]: an owned value, completed exactly once; dropping it completes it empty.
+//! - [`OutgoingPacket`]: owns what it lends ([`crate::memory::Mdl`]) and gives it back with the completion.
+//! - [`Error`], with the status of each ([`NtStatus`]); [`Refused`] gives back what a refused call had taken.
+//! - [`Counters`]: what a channel has done.
+//!
+//! No packet needs memory that was not reserved when the channel was enabled. No lock is held while the driver is called,
+//! and callbacks of one channel never run at the same time. Neighbours: below it the bus and the rings; above it the
+//! drivers of [`crate::device`](crate). Source: the public documentation of KMCL (`vmbuskernelmodeclientlibapi.h`).
+
+mod channel;
+mod core;
+mod counters;
+mod error;
+mod external;
+mod gate;
+mod gpadl;
+mod incoming;
+mod init;
+mod lifecycle;
+mod ntstatus;
+mod outgoing;
+mod packet;
+mod process;
+mod receive;
+mod request;
+pub(crate) mod settings;
+mod slab;
+pub(crate) mod transport;
+
+pub use channel::Channel;
+pub use counters::Counters;
+pub use error::{Error, Gone, Refused};
+pub use gpadl::{Gpadl, MappedGpadl};
+pub use incoming::{ExternalData, IncomingPacket};
+pub use init::DisabledChannel;
+pub use ntstatus::NtStatus;
+pub use packet::{CompletionRoutine, OutgoingPacket, SendFlags};
+pub use request::{Reply, Request, Sent, SynchronousRequest};
+pub use settings::{OpenedResult, StateChangeCallbacks};
+pub use transport::{GpadlAccess, Instance, OfferSource};
+
+/// A driver's own data about a channel: anything that may be used from any task.
+pub trait Context: Send + Sync + 'static {}
+impl<T: Send + Sync + 'static> Context for T {}
+
+/// Which end of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The end that opens an offer.
+    Client,
+    /// The end that made the offer.
+    Server,
+}
+
+/// Where callbacks run: what Windows calls the IRQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// A task that may block (`PASSIVE_LEVEL`).
+    Passive,
+    /// Deferred work, which may not block (`DISPATCH_LEVEL`).
+    Dispatch,
+}

@@ -1,0 +1,456 @@
+//! The sending side of a channel, behind its lock: [`Outgoing`].
+//!
+//! A packet goes straight into the ring if nothing waits in front of it and there is room; otherwise it waits in line, in
+//! memory that was reserved for it: a packet object's own, or, for a completion, that of the packet that it answers. What
+//! the peer has room for is sent in order, requests and completions alike.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::counters::{LiveCounters, add, subtract};
+use super::external::Lent;
+use super::packet::{Body, Waiter};
+use super::receive::IncomingBody;
+use super::slab::{RequestId, Slab};
+use super::transport::{RingPages, Transport};
+use super::{Context, Error};
+use crate::fallible::{OutOfMemory, Shared, try_vec_with_capacity};
+use crate::protocol::packet::{PacketFlags, PacketType};
+use crate::ring::{Header, Producer, Room, WriteError};
+
+/// A request that waits for its completion: its packet, and who waits.
+pub(crate) struct InFlight<C: Context> {
+    pub(crate) body: Box<Body<C>>,
+    pub(crate) waiter: Waiter,
+}
+
+/// What waits in line for room in the ring.
+enum Queued<C: Context> {
+    /// A request; its packet lies in the table.
+    Request(RequestId),
+    /// A packet that asks for no completion.
+    Notice(Box<Body<C>>),
+    /// The answer to the packet that lent its memory, which holds this many bytes of it.
+    Completion(Box<IncomingBody>, usize),
+}
+
+/// What to do if the ring is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IfFull {
+    Queue,
+    Refuse,
+}
+
+/// The sending side.
+pub(crate) struct Outgoing<C: Context> {
+    /// None while the channel is not open.
+    pub(crate) ring: Option<Producer<RingPages>>,
+    pub(crate) transport: Option<Shared<Box<dyn Transport>>>,
+    /// False until the driver's started callback has returned: everything waits in line until then.
+    pub(crate) flowing: bool,
+    pub(crate) table: Slab<InFlight<C>>,
+    /// Free packets.
+    pub(crate) pool: Vec<Box<Body<C>>>,
+    queue: VecDeque<Queued<C>>,
+    /// Packets that went out without asking for a completion, whose routine is to be called.
+    pub(crate) placed: Vec<Box<Body<C>>>,
+    /// Memory of completions that went out late, on its way back to the receiving side.
+    pub(crate) returned: Vec<Box<IncomingBody>>,
+    /// The peer broke the ring.
+    pub(crate) broken: bool,
+    packets: u32,
+}
+
+impl<C: Context> Outgoing<C> {
+    /// Reserves what sending needs: a table of `packets` requests, and room in line for these and for `completions`.
+    pub(crate) fn new(packets: u32, completions: u32) -> Result<Self, OutOfMemory> {
+        let mut queue = VecDeque::new();
+        queue
+            .try_reserve_exact(packets as usize + completions as usize)
+            .map_err(|_| OutOfMemory)?;
+        Ok(Self {
+            ring: None,
+            transport: None,
+            flowing: false,
+            table: Slab::new(packets)?,
+            pool: try_vec_with_capacity(packets as usize)?,
+            queue,
+            placed: try_vec_with_capacity(packets as usize)?,
+            returned: try_vec_with_capacity(completions as usize)?,
+            broken: false,
+            packets,
+        })
+    }
+
+    pub(crate) fn signal(&self, counters: &LiveCounters) {
+        if let Some(transport) = &self.transport {
+            add(&counters.signals_sent, 1);
+            transport.signal();
+        }
+    }
+
+    /// Makes what was written visible, and tells the peer if it sleeps.
+    fn commit(&mut self, counters: &LiveCounters) {
+        if let Some(ring) = &mut self.ring
+            && ring.commit().is_needed()
+        {
+            self.signal(counters);
+        }
+    }
+
+    /// Writes one packet, if nothing waits in front of it: `Ok(false)` if it has to wait.
+    fn try_write(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        lent: Option<&Lent>,
+        counters: &LiveCounters,
+    ) -> Result<bool, Error> {
+        if !self.queue.is_empty() || !self.flowing {
+            return Ok(false);
+        }
+        let Some(ring) = &mut self.ring else {
+            return Ok(false);
+        };
+        match write(ring, header, payload, lent, counters) {
+            Ok(()) => {
+                self.commit(counters);
+                Ok(true)
+            }
+            Err(WriteError::Full { .. }) => Ok(false),
+            Err(error) => Err(self.fail(&error, payload.len())),
+        }
+    }
+
+    fn fail(&mut self, error: &WriteError, len: usize) -> Error {
+        match error {
+            WriteError::TooLarge { limit, .. } => Error::PacketTooLarge {
+                len,
+                limit: *limit as usize,
+            },
+            WriteError::PageList { .. } => Error::InvalidExternalData { len, ranges: 0 },
+            _ => {
+                self.broken = true;
+                Error::Corrupt
+            }
+        }
+    }
+
+    fn may_queue(&self, counters: &LiveCounters) -> bool {
+        add(&counters.ring_full, 1);
+        self.queue.len() < self.queue.capacity()
+    }
+
+    /// After something was put in line: has the peer tell when there is room.
+    fn watch_room(&mut self, counters: &LiveCounters) {
+        if self.queue.len() == 1 {
+            self.flush(counters);
+        }
+    }
+
+    /// Sends a packet that waits for its completion; on an error the packet comes back.
+    pub(crate) fn send_request(
+        &mut self,
+        mut body: Box<Body<C>>,
+        waiter: Waiter,
+        payload: &[u8],
+        if_full: IfFull,
+        counters: &LiveCounters,
+    ) -> Result<RequestId, (Error, Box<Body<C>>)> {
+        let Some(id) = self.table.next_id() else {
+            add(&counters.refused, 1);
+            return Err((Error::TooManyPackets, body));
+        };
+        let header = request_header(&body, id);
+        let written = match self.try_write(header, payload, body.lent.as_ref(), counters) {
+            Ok(written) => written,
+            Err(error) => return Err((error, body)),
+        };
+        if !written {
+            if if_full == IfFull::Refuse || !self.may_queue(counters) {
+                return Err((Error::RingFull, body));
+            }
+            body.keep(payload);
+        }
+        add(&counters.outgoing_outstanding, 1);
+        // There is room in the table, so this cannot fail.
+        let inserted = self.table.insert(InFlight { body, waiter });
+        debug_assert!(inserted.is_ok_and(|inserted| inserted == id), "the id was the next one");
+        if !written {
+            #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
+            self.queue.push_back(Queued::Request(id));
+            self.watch_room(counters);
+        }
+        Ok(id)
+    }
+
+    /// Sends a packet that waits for nothing. It comes back when it is in the ring: at once (`Ok(Some)`), or later through
+    /// `placed` or the pool.
+    pub(crate) fn send_notice(
+        &mut self,
+        mut body: Box<Body<C>>,
+        payload: &[u8],
+        if_full: IfFull,
+        counters: &LiveCounters,
+    ) -> Result<Option<Box<Body<C>>>, (Error, Box<Body<C>>)> {
+        match self.try_write(Header::in_band(0), payload, None, counters) {
+            Ok(true) => Ok(Some(body)),
+            Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
+            Ok(false) => {
+                body.keep(payload);
+                #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
+                self.queue.push_back(Queued::Notice(body));
+                self.watch_room(counters);
+                Ok(None)
+            }
+            Err(error) => Err((error, body)),
+        }
+    }
+
+    /// Writes a packet that waits for nothing and needs no packet object: `Ok(false)` if it has to wait.
+    pub(crate) fn try_send(&mut self, payload: &[u8], counters: &LiveCounters) -> Result<bool, Error> {
+        self.try_write(Header::in_band(0), payload, None, counters)
+    }
+
+    /// Writes any packet at once: `Ok(false)` if the ring has no room now.
+    pub(crate) fn try_send_raw(
+        &mut self,
+        header: Header,
+        pieces: &[&[u8]],
+        external: crate::ring::ExternalToSend<'_>,
+        counters: &LiveCounters,
+    ) -> Result<bool, Error> {
+        if !self.queue.is_empty() || !self.flowing {
+            return Ok(false);
+        }
+        let Some(ring) = &mut self.ring else {
+            return Ok(false);
+        };
+        let len = pieces.iter().map(|piece| piece.len()).sum();
+        match ring.write(&crate::ring::PacketToSend {
+            header,
+            external,
+            pieces,
+        }) {
+            Ok(()) => {
+                count_sent(counters, len);
+                self.commit(counters);
+                Ok(true)
+            }
+            Err(WriteError::Full { .. }) => Ok(false),
+            Err(error) => Err(self.fail(&error, len)),
+        }
+    }
+
+    /// Answers an incoming packet. Its memory comes back at once, or, if the answer has to wait in line, through `returned`.
+    pub(crate) fn complete(
+        &mut self,
+        mut body: Box<IncomingBody>,
+        answer: &[u8],
+        counters: &LiveCounters,
+    ) -> Option<Box<IncomingBody>> {
+        match self.try_write(Header::completion(body.transaction_id), answer, None, counters) {
+            Ok(false) if self.ring.is_some() || !self.flowing => {
+                add(&counters.ring_full, 1);
+                body.keep(answer);
+                debug_assert!(
+                    self.queue.len() < self.queue.capacity(),
+                    "each incoming packet has its place in line"
+                );
+                if self.queue.len() < self.queue.capacity() {
+                    #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
+                    self.queue.push_back(Queued::Completion(body, answer.len()));
+                }
+                self.watch_room(counters);
+                None
+            }
+            // Sent; or nobody is there to read it.
+            _ => Some(body),
+        }
+    }
+
+    /// Sends what waits in line, as far as there is room. The peer is told what is waited for.
+    pub(crate) fn flush(&mut self, counters: &LiveCounters) {
+        while self.flowing {
+            let (Some(ring), Some(first)) = (&mut self.ring, self.queue.front()) else {
+                break;
+            };
+            let result = match first {
+                Queued::Request(id) => match self.table.get_mut(*id) {
+                    Some(InFlight { body, .. }) => {
+                        let header = request_header(body, *id);
+                        write(ring, header, body.kept(), body.lent.as_ref(), counters)
+                    }
+                    None => Ok(()),
+                },
+                Queued::Notice(body) => write(ring, Header::in_band(0), body.kept(), None, counters),
+                Queued::Completion(body, len) => write(
+                    ring,
+                    Header::completion(body.transaction_id),
+                    body.kept(*len),
+                    None,
+                    counters,
+                ),
+            };
+            match result {
+                Ok(()) => self.first_is_written(),
+                Err(WriteError::Full { needed }) => {
+                    // What was written must be visible before we say that we wait.
+                    self.commit(counters);
+                    match self.ring.as_mut().map(|ring| ring.wait_for_room(needed)) {
+                        Some(Ok(Room::Available)) => {}
+                        Some(Ok(Room::Awaited)) | None => return,
+                        Some(Err(_)) => {
+                            self.broken = true;
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    // Sizes were checked when the packet came, so this is the ring.
+                    log::warn!(target: "vmbus::kmcl", "a packet in line cannot be sent: {error}");
+                    self.broken = true;
+                    return;
+                }
+            }
+        }
+        self.commit(counters);
+        if let Some(ring) = &mut self.ring {
+            ring.stop_waiting();
+        }
+    }
+
+    /// The first in line is in the ring.
+    fn first_is_written(&mut self) {
+        match self.queue.pop_front() {
+            Some(Queued::Request(id)) => {
+                if let Some(request) = self.table.get_mut(id) {
+                    request.body.in_line = false;
+                }
+            }
+            Some(Queued::Notice(body)) => self.put_placed(body),
+            Some(Queued::Completion(body, _)) => {
+                push_reserved(&mut self.returned, body);
+            }
+            None => {}
+        }
+    }
+
+    /// Has the peer tell when there is room for a payload of `len` bytes, for somebody who waits without standing in line.
+    pub(crate) fn await_room(&mut self, len: usize) {
+        if let Some(ring) = &mut self.ring
+            && self.queue.is_empty()
+            && let Ok(needed) = u32::try_from(len.next_multiple_of(8) + 24)
+        {
+            // Errors are met again by the next attempt to write.
+            let _ = ring.wait_for_room(needed);
+        }
+    }
+
+    /// Nobody waits for room any more, except what stands in line.
+    pub(crate) fn stop_waiting(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && self.queue.is_empty()
+        {
+            ring.stop_waiting();
+        }
+    }
+
+    /// Makes room in line for the completions of so many incoming packets.
+    pub(crate) fn reserve_completions(&mut self, completions: u32) -> Result<(), OutOfMemory> {
+        let line = self.packets as usize + completions as usize;
+        self.queue
+            .try_reserve_exact(line.saturating_sub(self.queue.len()))
+            .map_err(|_| OutOfMemory)?;
+        self.returned
+            .try_reserve_exact((completions as usize).saturating_sub(self.returned.len()))
+            .map_err(|_| OutOfMemory)
+    }
+
+    /// Returns true if something waits in line.
+    pub(crate) fn has_line(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Returns true if packets that went out late are to be collected.
+    pub(crate) const fn has_placed(&self) -> bool {
+        !self.placed.is_empty() || !self.returned.is_empty()
+    }
+
+    fn put_placed(&mut self, body: Box<Body<C>>) {
+        push_reserved(&mut self.placed, body);
+    }
+
+    /// Puts a packet back among the free ones; one in the caller's memory is returned.
+    pub(crate) fn put_back(&mut self, mut body: Box<Body<C>>) -> Option<Box<Body<C>>> {
+        if !body.of_pool {
+            return Some(body);
+        }
+        body.reset();
+        push_reserved(&mut self.pool, body)
+    }
+
+    /// Takes a request out of table and line; `counters` know it no more.
+    pub(crate) fn take_request(&mut self, id: RequestId, counters: &LiveCounters) -> Option<InFlight<C>> {
+        let request = self.table.take(id)?;
+        subtract(&counters.outgoing_outstanding, 1);
+        if request.body.in_line {
+            self.queue
+                .retain(|queued| !matches!(queued, Queued::Request(other) if *other == id));
+        }
+        Some(request)
+    }
+
+    /// The channel ends: what waits in line will not be sent. Requests stay in the table for their owners to be told.
+    pub(crate) fn drop_queue(&mut self) {
+        while !self.queue.is_empty() {
+            self.first_is_written();
+        }
+    }
+}
+
+fn request_header<C: Context>(body: &Body<C>, id: RequestId) -> Header {
+    Header {
+        packet_type: body.packet_type(),
+        flags: PacketFlags::COMPLETION_REQUESTED,
+        transaction_id: id.0,
+    }
+}
+
+/// Pushes to a vector that was reserved for as many as there are; gives back what does not fit.
+pub(crate) fn push_reserved<T>(vector: &mut Vec<T>, value: T) -> Option<T> {
+    if vector.len() == vector.capacity() {
+        return Some(value);
+    }
+    #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
+    vector.push(value);
+    None
+}
+
+fn count_sent(counters: &LiveCounters, len: usize) {
+    add(&counters.packets_sent, 1);
+    add(&counters.bytes_sent, len as u64);
+}
+
+/// Writes one packet to the ring, not yet visible.
+fn write(
+    ring: &mut Producer<RingPages>,
+    header: Header,
+    payload: &[u8],
+    lent: Option<&Lent>,
+    counters: &LiveCounters,
+) -> Result<(), WriteError> {
+    match lent {
+        None => ring.send(header, payload)?,
+        Some(lent) => {
+            debug_assert_eq!(header.packet_type, PacketType::GPA_DIRECT);
+            let mut reservation = ring.reserve(header, lent.list_len(), payload.len())?;
+            lent.write(&mut reservation)?;
+            reservation.write(payload)?;
+            reservation.finish();
+        }
+    }
+    count_sent(counters, payload.len());
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! Delivery: [`Core::process`] reads the ring and calls the driver, one callback at a time; [`Core::absorb`] only reads.
+
+use alloc::boxed::Box;
+use core::sync::atomic::Ordering;
+use core::task::Waker;
+
+use super::core::{Core, Phase};
+use super::counters::add;
+use super::gate::Inside;
+use super::incoming::IncomingPacket;
+use super::outgoing::InFlight;
+use super::packet::{Body, OutgoingPacket, Waiter};
+
+use super::receive::{Read, Ready};
+use super::settings::gone_code;
+use super::slab::RequestId;
+use super::transport::RingPages;
+use super::{Channel, Context, Error, Gone, Level};
+use crate::fallible::Shared;
+use crate::ring::Peek;
+
+/// After this many packets in a row the peer is asked not to signal until the batch ends.
+const MASK_AFTER: u32 = 4;
+
+/// What a look at the ring brought.
+enum Found<C: Context> {
+    Ready(Ready<C>),
+    /// A completion that went to its task or to nobody.
+    Handled(Option<Waker>),
+    Nothing,
+}
+
+impl<C: Context> Core<C> {
+    /// Delivers what there is: packets to the packet callback, completions to routines. If another one is doing that, it is
+    /// told to look again.
+    pub(crate) fn process(this: &Shared<Self>, level: Level) {
+        let task = this.platform.current_task();
+        loop {
+            let Some(entered) = this.gate.enter(task, Inside::Callback) else {
+                return;
+            };
+            let channel = Channel::borrowed(this);
+            this.run_down_if_ending(&channel);
+            this.batch(&channel, level);
+            this.run_down_if_ending(&channel);
+            drop(entered);
+            if !this.gate.has_note() {
+                return;
+            }
+        }
+    }
+
+    /// Whether packets may be delivered at this level.
+    fn may_deliver(&self, level: Level) -> bool {
+        self.phase() == Phase::Running && (level == Level::Passive || !self.at_passive.load(Ordering::Relaxed))
+    }
+
+    fn batch(&self, channel: &Channel<C>, level: Level) {
+        let (mut processed, mut taken, mut masked) = (0_u32, 0_u32, false);
+        loop {
+            let may_deliver = self.may_deliver(level);
+            match self.next(level, may_deliver) {
+                Found::Ready(Ready::Packet(body)) => {
+                    processed += 1;
+                    add(&self.counters.packets_processed, 1);
+                    let mut body = body;
+                    body.level = level;
+                    let packet = IncomingPacket::new(body, channel.uncounted());
+                    match &self.callbacks.process_packet {
+                        Some(callback) => callback(channel, packet),
+                        // Completed empty, and counted, by being dropped.
+                        None => drop(packet),
+                    }
+                }
+                Found::Ready(Ready::Completed(body, result)) => Self::call_routine(channel, body, result),
+                Found::Handled(waker) => {
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                }
+                Found::Nothing => {
+                    if !self.end_of_batch(masked) {
+                        break;
+                    }
+                    masked = false;
+                }
+            }
+            taken += 1;
+            if taken == MASK_AFTER && !masked {
+                masked = true;
+                if let Some(ring) = &mut self.incoming.lock(self.platform).ring {
+                    ring.mask();
+                }
+            }
+        }
+        if processed > 0
+            && let Some(callback) = &self.callbacks.processing_complete
+        {
+            callback(channel, processed);
+        }
+        self.wake_passive(channel, level);
+    }
+
+    /// Calls the routines of all packets that are completed.
+    pub(crate) fn deliver_routines(&self, channel: &Channel<C>) {
+        loop {
+            let next = self.incoming.lock(self.platform).next_completed();
+            match next {
+                Some(Ready::Completed(body, result)) => Self::call_routine(channel, body, result),
+                _ => return,
+            }
+        }
+    }
+
+    fn wake_passive(&self, channel: &Channel<C>, level: Level) {
+        if level == Level::Passive {
+            return;
+        }
+        let waiting = {
+            let incoming = self.incoming.lock(self.platform);
+            !incoming.stopped && incoming.held > 0
+        };
+        if waiting && self.phase() == Phase::Running {
+            self.passive_pending.store(true, Ordering::Release);
+            if let Some(callback) = &self.callbacks.passive_wake {
+                callback(channel);
+            }
+        }
+    }
+
+    /// Hands a packet back: to its routine, or to the pool if it has none.
+    fn call_routine(channel: &Channel<C>, mut body: Box<Body<C>>, result: Result<usize, Error>) {
+        let Some(routine) = body.routine else {
+            channel.core().free_packet(body);
+            return;
+        };
+        let status = body.settle(result);
+        routine(channel, OutgoingPacket::new(body, channel.uncounted()), status);
+    }
+
+    /// Gives the room of what was read back; true if more came meanwhile that would not be signalled.
+    fn end_of_batch(&self, masked: bool) -> bool {
+        let mut incoming = self.incoming.lock(self.platform);
+        let Some(ring) = &mut incoming.ring else {
+            return false;
+        };
+        let (signal, more) = if masked {
+            match ring.unmask() {
+                Ok(unmasked) => (unmasked.signal.is_needed(), unmasked.more),
+                Err(_) => (false, false),
+            }
+        } else {
+            (ring.commit().is_needed(), false)
+        };
+        let more = more && !incoming.blocked;
+        drop(incoming);
+        let mut outgoing = self.outgoing.lock(self.platform);
+        if signal {
+            outgoing.signal(&self.counters);
+        }
+        if outgoing.has_line() {
+            outgoing.flush(&self.counters);
+        }
+        let placed = outgoing.has_placed();
+        let broken = outgoing.broken;
+        drop(outgoing);
+        if placed {
+            self.collect_placed();
+        }
+        if broken {
+            self.end(Gone::Corrupt);
+        }
+        more || placed
+    }
+
+    /// Takes the next thing: first what is ready, then from the ring. Without `packets`, packets are put in line.
+    fn next(&self, level: Level, packets: bool) -> Found<C> {
+        let mut incoming = self.incoming.lock(self.platform);
+        let packets = packets && !incoming.stopped;
+        if !incoming.ready.is_empty()
+            && let Some(ready) = incoming.next_ready(level, packets)
+        {
+            if let Ready::Packet(_) = ready {
+                self.indicate(&mut incoming);
+            }
+            return Found::Ready(ready);
+        }
+        loop {
+            // Nothing overtakes a packet that stands ready and may not be delivered.
+            let deliver = packets && incoming.held == 0;
+            match incoming.read(&self.counters) {
+                Read::Packet(body) if deliver => {
+                    self.indicate(&mut incoming);
+                    return Found::Ready(Ready::Packet(body));
+                }
+                Read::Packet(body) => {
+                    incoming.held += 1;
+                    incoming.make_ready(Ready::Packet(body));
+                }
+                Read::Completion(id, peek) => match self.completion(id, peek) {
+                    Settled::Routine(request, len) => {
+                        return Found::Ready(Ready::Completed(request.body, Ok(len)));
+                    }
+                    Settled::Task(waker) => return Found::Handled(waker),
+                    Settled::Dropped(request) => {
+                        drop(incoming);
+                        if let Some(request) = request {
+                            self.free_packet(request.body);
+                        }
+                        return Found::Handled(None);
+                    }
+                },
+                Read::Empty | Read::NoSlot => return Found::Nothing,
+                Read::Corrupt(corruption) => {
+                    drop(incoming);
+                    return self.corrupt(corruption);
+                }
+            }
+        }
+    }
+
+    fn indicate(&self, incoming: &mut super::receive::Incoming<C>) {
+        incoming.indicated += 1;
+        add(&self.counters.incoming_outstanding, 1);
+    }
+
+    fn corrupt(&self, corruption: impl core::fmt::Display) -> Found<C> {
+        if self.ending.load(Ordering::Relaxed) == 0 {
+            log::warn!(target: "vmbus::kmcl", "{}: the peer broke the ring: {corruption}", self.settings.name.as_str());
+        }
+        self.end(Gone::Corrupt);
+        Found::Nothing
+    }
+
+    /// The channel ends, for this reason unless it ends already; the next `process` or wait runs it down.
+    pub(crate) fn end(&self, why: Gone) {
+        let _ = self
+            .ending
+            .compare_exchange(0, gone_code(why), Ordering::AcqRel, Ordering::Acquire);
+        self.gate.leave_note();
+    }
+
+    /// Reads the ring without delivering anything: completions go to those who wait, all else is put in line.
+    pub(crate) fn absorb(&self) {
+        loop {
+            let mut incoming = self.incoming.lock(self.platform);
+            let (waker, freed) = match incoming.read(&self.counters) {
+                Read::Packet(body) => {
+                    incoming.held += 1;
+                    incoming.make_ready(Ready::Packet(body));
+                    (None, None)
+                }
+                Read::Completion(id, peek) => match self.completion(id, peek) {
+                    Settled::Routine(request, len) => {
+                        incoming.make_ready(Ready::Completed(request.body, Ok(len)));
+                        (None, None)
+                    }
+                    Settled::Task(waker) => (waker, None),
+                    Settled::Dropped(request) => (None, request),
+                },
+                Read::Empty | Read::NoSlot => break,
+                Read::Corrupt(corruption) => {
+                    drop(incoming);
+                    let _ = self.corrupt(corruption);
+                    return;
+                }
+            };
+            drop(incoming);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            if let Some(request) = freed {
+                self.free_packet(request.body);
+            }
+        }
+        let _ = self.end_of_batch(false);
+        let ready = !self.incoming.lock(self.platform).ready.is_empty();
+        if ready {
+            self.gate.leave_note();
+        }
+    }
+
+    /// Settles the request that a completion names. The completion is copied out of the ring, once, to the packet's memory.
+    fn completion(&self, id: RequestId, peek: Peek<'_, RingPages>) -> Settled<C> {
+        let len = peek.payload_len() as usize;
+        let mut outgoing = self.outgoing.lock(self.platform);
+        let known = match outgoing.table.get_mut(id) {
+            // Not sent yet, or completed already: the peer guesses.
+            Some(request) if request.body.in_line || matches!(request.waiter, Waiter::Done(_)) => None,
+            request => request,
+        };
+        let Some(request) = known else {
+            drop(outgoing);
+            peek.skip();
+            add(&self.counters.unknown_completions, 1);
+            return Settled::Dropped(None);
+        };
+        if matches!(request.waiter, Waiter::Nobody) {
+            peek.skip();
+            add(&self.counters.late_completions, 1);
+            return Settled::Dropped(outgoing.take_request(id, &self.counters));
+        }
+        let memory = request.body.memory();
+        let kept = len.min(memory.len());
+        if let Some(target) = memory.get_mut(..kept) {
+            // It lies inside the payload, so this copies.
+            let _ = peek.load_payload(0, target);
+        }
+        peek.skip();
+        match &mut request.waiter {
+            Waiter::Task(waker) => {
+                let waker = waker.take();
+                request.waiter = Waiter::Done(Ok(len));
+                Settled::Task(waker)
+            }
+            _ => outgoing
+                .take_request(id, &self.counters)
+                .map_or(Settled::Dropped(None), |request| Settled::Routine(request, len)),
+        }
+    }
+
+    /// Ends all requests with an error; the peer has given up their memory.
+    pub(crate) fn fail_requests(&self, why: Gone) {
+        loop {
+            let mut outgoing = self.outgoing.lock(self.platform);
+            let Some(id) = outgoing
+                .table
+                .find(|request| !matches!(request.waiter, Waiter::Done(_)))
+            else {
+                break;
+            };
+            match outgoing.table.get_mut(id).map(|request| &mut request.waiter) {
+                Some(waiter @ Waiter::Task(_)) => {
+                    let waker = match core::mem::replace(waiter, Waiter::Done(Err(why.into()))) {
+                        Waiter::Task(waker) => waker,
+                        _ => None,
+                    };
+                    drop(outgoing);
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                }
+                _ => {
+                    let Some(request) = outgoing.take_request(id, &self.counters) else {
+                        continue;
+                    };
+                    drop(outgoing);
+                    match request.waiter {
+                        Waiter::Routine if request.body.routine.is_some() => {
+                            let ready = Ready::Completed(request.body, Err(why.into()));
+                            self.incoming.lock(self.platform).make_ready(ready);
+                        }
+                        _ => self.free_packet(request.body),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whose a completion was.
+enum Settled<C: Context> {
+    /// A routine's; so many bytes.
+    Routine(InFlight<C>, usize),
+    /// A task's, which is to be woken.
+    Task(Option<Waker>),
+    /// Nobody's; a cancelled request ends with it.
+    Dropped(Option<InFlight<C>>),
+}

@@ -1,0 +1,322 @@
+//! The receiving side of a channel, behind its lock: [`Incoming`].
+//!
+//! Each packet is copied once, from the ring to memory that was reserved for it, and handed on with that memory. At the
+//! quota, or without free memory, the ring is simply not read. Whoever waits for a completion reads the ring, too: packets in
+//! front of it go to their memory and stand ready for the next `process`, which takes what is ready before it reads.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use zerocopy::IntoBytes;
+
+use super::counters::{LiveCounters, add};
+use super::outgoing::push_reserved;
+use super::packet::Body;
+use super::settings::Settings;
+use super::slab::RequestId;
+use super::transport::RingPages;
+use super::{Context, Error, Level};
+use crate::fallible::{OutOfMemory, try_box, try_vec_of, try_vec_with_capacity};
+use crate::memory::Mdl;
+use crate::protocol::packet::PacketType;
+use crate::ring::{Consumer, Corruption, External, Peek, ReadError};
+
+/// The memory of an incoming packet.
+#[derive(Debug)]
+pub(crate) struct IncomingBody {
+    /// Page list and payload; later the answer, if that has to wait in line.
+    words: Vec<u64>,
+    list_len: usize,
+    len: usize,
+    pub(crate) transaction_id: u64,
+    pub(crate) packet_type: PacketType,
+    pub(crate) wants_completion: bool,
+    /// Bytes for the driver's use.
+    pub(crate) context: Vec<u8>,
+    /// The external data, once it has been asked for.
+    pub(crate) pinned: Option<Mdl>,
+    /// Only to be delivered at `PASSIVE`.
+    pub(crate) needs_passive: bool,
+    /// Where it was delivered last.
+    pub(crate) level: Level,
+}
+
+impl IncomingBody {
+    fn new(settings: &Settings) -> Result<Box<Self>, OutOfMemory> {
+        try_box(Self {
+            words: try_vec_of(settings.packet_words(), |_| 0)?,
+            list_len: 0,
+            len: 0,
+            transaction_id: 0,
+            packet_type: PacketType::IN_BAND,
+            wants_completion: false,
+            context: try_vec_of(settings.client_context_size, |_| 0)?,
+            pinned: None,
+            needs_passive: false,
+            level: Level::Dispatch,
+        })
+    }
+
+    /// Returns the bytes that one slot takes.
+    pub(crate) fn size(settings: &Settings) -> usize {
+        size_of::<Self>() + settings.packet_words() * 8 + settings.client_context_size
+    }
+
+    fn take(&mut self, peek: Peek<'_, RingPages>) -> Result<(), ReadError> {
+        let (packet_type, id) = (peek.packet_type(), peek.transaction_id());
+        let (wants_completion, len, words) = (
+            peek.is_completion_requested(),
+            peek.payload_len() as usize,
+            peek.words(),
+        );
+        peek.take_into(&mut self.words)?;
+        self.packet_type = packet_type;
+        self.transaction_id = id;
+        self.wants_completion = wants_completion;
+        self.len = len;
+        // The ring has checked that the payload is part of the words.
+        self.list_len = (words * 8).saturating_sub(len);
+        self.context.fill(0);
+        self.pinned = None;
+        self.needs_passive = false;
+        Ok(())
+    }
+
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.words
+            .as_bytes()
+            .get(self.list_len..self.list_len + self.len)
+            .unwrap_or_default()
+    }
+
+    /// Returns the page list, which the ring has checked.
+    pub(crate) fn external(&self) -> Result<External<'_>, Corruption> {
+        External::parse_list(
+            self.packet_type,
+            self.words.as_bytes().get(..self.list_len).unwrap_or_default(),
+        )
+    }
+
+    /// Keeps an answer that has to wait in line; it is not longer than the largest packet.
+    pub(crate) fn keep(&mut self, answer: &[u8]) {
+        for (target, source) in self.words.as_mut_bytes().iter_mut().zip(answer) {
+            *target = *source;
+        }
+    }
+
+    pub(crate) fn kept(&self, len: usize) -> &[u8] {
+        self.words.as_bytes().get(..len).unwrap_or_default()
+    }
+}
+
+/// Makes slots, outside any lock.
+pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Box<IncomingBody>>, OutOfMemory> {
+    let mut slots = try_vec_with_capacity(count as usize)?;
+    for _ in 0..count {
+        push_reserved(&mut slots, IncomingBody::new(settings)?);
+    }
+    Ok(slots)
+}
+
+/// What is ready to be delivered.
+pub(crate) enum Ready<C: Context> {
+    /// A packet of the peer.
+    Packet(Box<IncomingBody>),
+    /// A packet of ours whose routine is to be called: with so many bytes of completion, or an error.
+    Completed(Box<Body<C>>, Result<usize, Error>),
+}
+
+/// What the ring held.
+pub(crate) enum Read<'r> {
+    /// A packet, now in reserved memory.
+    Packet(Box<IncomingBody>),
+    /// A completion, still in the ring: to be taken or skipped.
+    Completion(RequestId, Peek<'r, RingPages>),
+    /// Nothing.
+    Empty,
+    /// Packets, but no memory for them, or the quota is reached.
+    NoSlot,
+    /// The peer broke the ring.
+    Corrupt(Corruption),
+}
+
+/// The receiving side.
+pub(crate) struct Incoming<C: Context> {
+    /// None while the channel is not open.
+    pub(crate) ring: Option<Consumer<RingPages>>,
+    /// Free slots.
+    pool: Vec<Box<IncomingBody>>,
+    slots: u32,
+    /// Packets that wait to be delivered, and completions whose routine is to be called.
+    pub(crate) ready: VecDeque<Ready<C>>,
+    /// Packets delivered and not completed.
+    pub(crate) indicated: u32,
+    /// Packets in `ready`.
+    pub(crate) held: u32,
+    pub(crate) quota: u32,
+    /// The ring was not read because of the quota; the next completion has to bring `process` back.
+    pub(crate) blocked: bool,
+    /// The driver failed a packet: nothing is delivered any more.
+    pub(crate) stopped: bool,
+}
+
+impl<C: Context> Incoming<C> {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, OutOfMemory> {
+        let mut incoming = Self {
+            ring: None,
+            pool: Vec::new(),
+            slots: 0,
+            ready: VecDeque::new(),
+            indicated: 0,
+            held: 0,
+            quota: 0,
+            blocked: false,
+            stopped: false,
+        };
+        incoming.set_quota(settings, settings.quota, new_slots(settings, settings.quota)?)?;
+        Ok(incoming)
+    }
+
+    /// Sets the quota; `fresh` are the slots that it takes beyond those that there are.
+    pub(crate) fn set_quota(
+        &mut self,
+        settings: &Settings,
+        quota: u32,
+        fresh: Vec<Box<IncomingBody>>,
+    ) -> Result<(), OutOfMemory> {
+        let slots = self.slots as usize + fresh.len();
+        let ready = slots + 2 * settings.maximum_packet_count as usize;
+        self.pool
+            .try_reserve_exact(slots.saturating_sub(self.pool.len()))
+            .map_err(|_| OutOfMemory)?;
+        self.ready
+            .try_reserve_exact(ready.saturating_sub(self.ready.len()))
+            .map_err(|_| OutOfMemory)?;
+        for body in fresh {
+            push_reserved(&mut self.pool, body);
+            self.slots += 1;
+        }
+        self.quota = quota;
+        Ok(())
+    }
+
+    /// Returns how many slots there are.
+    pub(crate) const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Takes a slot back.
+    pub(crate) fn put_back(&mut self, body: Box<IncomingBody>) {
+        let lost = push_reserved(&mut self.pool, body);
+        debug_assert!(lost.is_none(), "slots come back once");
+    }
+
+    /// Puts something in line for delivery; there is room for all slots and all packets.
+    pub(crate) fn make_ready(&mut self, ready: Ready<C>) {
+        debug_assert!(
+            self.ready.len() < self.ready.capacity(),
+            "reserved for all that there is"
+        );
+        if self.ready.len() < self.ready.capacity() {
+            #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
+            self.ready.push_back(ready);
+        }
+    }
+
+    /// Looks at the ring; takes a packet out of it, or finds a completion in it.
+    pub(crate) fn read(&mut self, counters: &LiveCounters) -> Read<'_> {
+        let Some(ring) = &mut self.ring else {
+            return Read::Empty;
+        };
+        let peek = match ring.peek() {
+            Ok(peek) => peek,
+            Err(ReadError::Empty) => return Read::Empty,
+            Err(ReadError::Corrupt(corruption)) => return Read::Corrupt(corruption),
+            #[expect(unreachable_patterns, reason = "the enum may grow")]
+            Err(_) => return Read::Empty,
+        };
+        if peek.packet_type() != PacketType::COMPLETION && self.indicated + self.held >= self.quota {
+            self.blocked = true;
+            return Read::NoSlot;
+        }
+        if peek.packet_type() == PacketType::COMPLETION {
+            add(&counters.packets_received, 1);
+            add(&counters.bytes_received, u64::from(peek.payload_len()));
+            return Read::Completion(RequestId(peek.transaction_id()), peek);
+        }
+        let Some(mut body) = self.pool.pop() else {
+            // All slots are in use: some hold answers that wait in line.
+            self.blocked = true;
+            return Read::NoSlot;
+        };
+        let len = u64::from(peek.payload_len());
+        match body.take(peek) {
+            Ok(()) => {
+                add(&counters.packets_received, 1);
+                add(&counters.bytes_received, len);
+                Read::Packet(body)
+            }
+            Err(error) => {
+                push_reserved(&mut self.pool, body);
+                match error {
+                    ReadError::Corrupt(corruption) => Read::Corrupt(corruption),
+                    _ => Read::Empty,
+                }
+            }
+        }
+    }
+
+    /// Drops what was not delivered; completions stay.
+    pub(crate) fn drop_packets(&mut self) {
+        for _ in 0..self.ready.len() {
+            match self.ready.pop_front() {
+                Some(Ready::Packet(body)) => {
+                    self.held -= 1;
+                    self.put_back(body);
+                }
+                Some(completed) => self.make_ready(completed),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes the next thing to deliver: in order, or, if packets may not be delivered, the next completion.
+    pub(crate) fn next_ready(&mut self, level: Level, packets: bool) -> Option<Ready<C>> {
+        let at = self.ready.iter().position(|ready| match ready {
+            Ready::Packet(_) => packets,
+            Ready::Completed(..) => true,
+        })?;
+        if let Some(Ready::Packet(body)) = self.ready.get(at)
+            && body.needs_passive
+            && level != Level::Passive
+        {
+            // Later packets do not overtake it, completions do.
+            return self.next_completed();
+        }
+        let next = self.ready.remove(at);
+        if let Some(Ready::Packet(_)) = next {
+            self.held -= 1;
+        }
+        next
+    }
+
+    pub(crate) fn next_completed(&mut self) -> Option<Ready<C>> {
+        let at = self
+            .ready
+            .iter()
+            .position(|ready| matches!(ready, Ready::Completed(..)))?;
+        self.ready.remove(at)
+    }
+
+    /// Puts a packet back in front of all others.
+    pub(crate) fn put_first(&mut self, ready: Ready<C>) {
+        debug_assert!(
+            self.ready.len() < self.ready.capacity(),
+            "reserved for all that there is"
+        );
+        if self.ready.len() < self.ready.capacity() {
+            self.ready.push_front(ready);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What an initialised channel is to be: [`Settings`], numbers, and [`Callbacks`], the driver's code.
+
+use alloc::boxed::Box;
+
+use super::transport::{Target, UserDefined};
+use super::{Channel, Context, Error, Gone, IncomingPacket, NtStatus};
+use crate::fallible::{OutOfMemory, Shared, try_box};
+use crate::memory::{PAGE_SIZE, pages_for};
+use crate::platform::ProcessorIndex;
+
+/// The longest friendly name that is kept, in bytes.
+const NAME_BYTES: usize = 48;
+
+/// The most ranges of external data that one packet may describe.
+pub(crate) const MAX_RANGES: usize = 32;
+
+/// Bytes of a packet that are not payload: descriptor and trailer.
+const FRAME: usize = 24;
+
+/// A short text without allocation: the beginning of what was given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Name {
+    bytes: [u8; NAME_BYTES],
+    len: usize,
+}
+
+impl Name {
+    pub(crate) fn new(text: &str) -> Self {
+        let mut bytes = [0; NAME_BYTES];
+        let mut len = text.len().min(NAME_BYTES);
+        while !text.is_char_boundary(len) {
+            len -= 1;
+        }
+        for (target, source) in bytes.iter_mut().zip(text.as_bytes().iter().take(len)) {
+            *target = *source;
+        }
+        Self { bytes, len }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        self.bytes
+            .get(..self.len)
+            .and_then(|bytes| core::str::from_utf8(bytes).ok())
+            .unwrap_or("")
+    }
+}
+
+impl core::fmt::Debug for Name {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.as_str().fmt(formatter)
+    }
+}
+
+/// The numbers of a channel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) name: Name,
+    pub(crate) target: Target,
+    pub(crate) processor: ProcessorIndex,
+    pub(crate) user_data: [u8; 120],
+    /// Data pages of each ring; the control page comes on top.
+    pub(crate) incoming_pages: usize,
+    pub(crate) outgoing_pages: usize,
+    pub(crate) maximum_packet_size: usize,
+    /// Bytes and parts of the memory that a packet may describe.
+    pub(crate) maximum_external_data: usize,
+    pub(crate) maximum_chain_length: usize,
+    pub(crate) maximum_packet_count: u32,
+    pub(crate) client_context_size: usize,
+    pub(crate) inline_packet_context_size: usize,
+    pub(crate) quota: u32,
+    pub(crate) at_passive: bool,
+    pub(crate) paused: bool,
+    /// What a server offers.
+    pub(crate) mmio_megabytes: u16,
+    pub(crate) offer_data: UserDefined,
+}
+
+impl Settings {
+    pub(crate) fn new() -> Self {
+        Self {
+            name: Name::new(""),
+            target: Target::default(),
+            processor: ProcessorIndex(0),
+            user_data: [0; 120],
+            incoming_pages: 4,
+            outgoing_pages: 4,
+            maximum_packet_size: 1024,
+            maximum_external_data: 64 * 1024,
+            maximum_chain_length: 8,
+            maximum_packet_count: 16,
+            client_context_size: 0,
+            inline_packet_context_size: 0,
+            quota: 16,
+            at_passive: false,
+            paused: false,
+            mmio_megabytes: 0,
+            offer_data: UserDefined::default(),
+        }
+    }
+
+    /// Bytes of the longest page list that describes external data within the limits.
+    pub(crate) fn longest_page_list(&self) -> usize {
+        // Each part may start and end inside a page.
+        8 + self.maximum_chain_length * 8 + 8 * (pages_for(self.maximum_external_data) + 2 * self.maximum_chain_length)
+    }
+
+    /// Words of the largest packet without its descriptor.
+    pub(crate) fn packet_words(&self) -> usize {
+        (self.longest_page_list() + self.maximum_packet_size).div_ceil(8)
+    }
+
+    /// Pages that a ring needs at the least, so that the largest packet fits while another is being read.
+    pub(crate) fn least_ring_pages(&self) -> usize {
+        (2 * (FRAME + self.packet_words() * 8) + 8).div_ceil(PAGE_SIZE)
+    }
+}
+
+/// What the opened callback answers.
+pub type OpenedResult = Result<(), NtStatus>;
+
+type Handler<F> = Option<Shared<Box<F>>>;
+type ProcessPacket<C> = dyn Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync;
+type ProcessingComplete<C> = dyn Fn(&Channel<C>, u32) + Send + Sync;
+type Opened<C> = dyn Fn(&Channel<C>) -> OpenedResult + Send + Sync;
+type Notice<C> = dyn Fn(&Channel<C>) + Send + Sync;
+type PnpFailure<C> = dyn Fn(&C, Error) + Send + Sync;
+
+/// The driver's code, all of it optional.
+pub(crate) struct Callbacks<C: Context> {
+    pub(crate) process_packet: Handler<ProcessPacket<C>>,
+    pub(crate) processing_complete: Handler<ProcessingComplete<C>>,
+    pub(crate) pnp_failure: Handler<PnpFailure<C>>,
+    pub(crate) passive_wake: Handler<Notice<C>>,
+    pub(crate) state: StateChangeCallbacks<C>,
+}
+
+impl<C: Context> Callbacks<C> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            process_packet: None,
+            processing_complete: None,
+            pnp_failure: None,
+            passive_wake: None,
+            state: StateChangeCallbacks::new(),
+        }
+    }
+}
+
+// Not derived: that would ask for `C: Clone`.
+impl<C: Context> Clone for Callbacks<C> {
+    fn clone(&self) -> Self {
+        Self {
+            process_packet: self.process_packet.clone(),
+            processing_complete: self.processing_complete.clone(),
+            pnp_failure: self.pnp_failure.clone(),
+            passive_wake: self.passive_wake.clone(),
+            state: self.state.clone(),
+        }
+    }
+}
+
+/// The callbacks about a channel's state, all of them optional (`VMB_CHANNEL_STATE_CHANGE_CALLBACKS`).
+///
+/// They run at `PASSIVE`, one at a time and never together with a packet callback of the channel.
+///
+/// # Examples
+///
+/// ```
+/// use vmbus::kmcl::StateChangeCallbacks;
+/// let callbacks = StateChangeCallbacks::<()>::new()
+///     .opened(|channel| { log::info!("{} is open", channel.friendly_name()); Ok(()) })
+///     .suspend(|_| { /* no packet will come; complete those that are here */ });
+/// ```
+pub struct StateChangeCallbacks<C: Context> {
+    pub(crate) opened: Handler<Opened<C>>,
+    pub(crate) started: Handler<Notice<C>>,
+    pub(crate) post_started: Handler<Notice<C>>,
+    pub(crate) suspend: Handler<Notice<C>>,
+    pub(crate) closed: Handler<Notice<C>>,
+    pub(crate) out_of_memory: bool,
+}
+
+impl<C: Context> StateChangeCallbacks<C> {
+    /// No callbacks (`VMB_CHANNEL_STATE_CHANGE_CALLBACKS_INIT`).
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            opened: None,
+            started: None,
+            post_started: None,
+            suspend: None,
+            closed: None,
+            out_of_memory: false,
+        }
+    }
+
+    fn keep<F: ?Sized>(&mut self, boxed: Result<Box<F>, OutOfMemory>) -> Handler<F> {
+        let kept = share(boxed);
+        self.out_of_memory |= kept.is_err();
+        kept.ok()
+    }
+
+    /// The channel is open, no traffic yet (`EvtVmbChannelOpened`). An error undoes the opening.
+    #[must_use]
+    pub fn opened(mut self, callback: impl Fn(&Channel<C>) -> OpenedResult + Send + Sync + 'static) -> Self {
+        self.opened = self.keep(try_box(callback).map(|boxed| -> Box<Opened<C>> { boxed }));
+        self
+    }
+
+    /// Packets may be sent, which then wait in line; nothing is received yet (`EvtVmbChannelStarted`). Waiting for a
+    /// completion here is refused.
+    #[must_use]
+    pub fn started(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
+        self.started = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
+        self
+    }
+
+    /// Completions are received, and may be waited for (`EvtVmbChannelPostStarted`).
+    #[must_use]
+    pub fn post_started(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
+        self.post_started = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
+        self
+    }
+
+    /// No packet is being processed, and none will be (`EvtVmbChannelSuspend`): those that the driver holds must be
+    /// completed, now or later.
+    #[must_use]
+    pub fn suspend(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
+        self.suspend = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
+        self
+    }
+
+    /// The channel is closed (`EvtVmbChannelClosed`).
+    #[must_use]
+    pub fn closed(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
+        self.closed = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
+        self
+    }
+}
+
+impl<C: Context> Default for StateChangeCallbacks<C> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<C: Context> Clone for StateChangeCallbacks<C> {
+    fn clone(&self) -> Self {
+        Self {
+            opened: self.opened.clone(),
+            started: self.started.clone(),
+            post_started: self.post_started.clone(),
+            suspend: self.suspend.clone(),
+            closed: self.closed.clone(),
+            out_of_memory: self.out_of_memory,
+        }
+    }
+}
+
+impl<C: Context> core::fmt::Debug for StateChangeCallbacks<C> {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        formatter
+            .debug_struct("StateChangeCallbacks")
+            .field("opened", &self.opened.is_some())
+            .field("started", &self.started.is_some())
+            .field("post_started", &self.post_started.is_some())
+            .field("suspend", &self.suspend.is_some())
+            .field("closed", &self.closed.is_some())
+            .finish()
+    }
+}
+
+/// Shares a boxed callback among the disabled and the enabled form of its channel.
+pub(crate) fn share<F: ?Sized>(boxed: Result<Box<F>, OutOfMemory>) -> Result<Shared<Box<F>>, OutOfMemory> {
+    Shared::try_new(boxed?)
+}
+
+/// Why a channel ended, as the driver is told.
+pub(crate) const fn gone_from(code: u8) -> Option<Gone> {
+    match code {
+        1 => Some(Gone::Disabled),
+        2 => Some(Gone::Rescinded),
+        3 => Some(Gone::Closed),
+        4 => Some(Gone::Corrupt),
+        _ => None,
+    }
+}
+
+pub(crate) const fn gone_code(gone: Gone) -> u8 {
+    match gone {
+        Gone::Disabled => 1,
+        Gone::Rescinded => 2,
+        Gone::Closed => 3,
+        Gone::Corrupt => 4,
+    }
+}

@@ -1,0 +1,185 @@
+//! Request ids: [`Slab`], a table of fixed size whose keys never repeat soon.
+//!
+//! An id crosses to the peer and comes back as an allegation, so it is an index and a generation, never a pointer; the
+//! index is checked against the table and the generation against the entry. Id 0 is never given out: it stands for packets
+//! that nobody asked for.
+
+use alloc::vec::Vec;
+
+use crate::fallible::{OutOfMemory, try_vec_of};
+
+/// A request's id as it crosses to the peer: the index in the lower half, the generation, never 0, in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestId(pub(crate) u64);
+
+#[expect(clippy::cast_possible_truncation, reason = "the two halves of the number")]
+impl RequestId {
+    const fn new(index: u32, generation: u32) -> Self {
+        Self((generation as u64) << 32 | index as u64)
+    }
+    const fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+    const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+const END: u32 = u32::MAX;
+
+#[derive(Debug)]
+enum Entry<T> {
+    /// Free; the next free entry.
+    Free(u32),
+    Used(T),
+}
+
+/// A table of requests.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    entries: Vec<(u32, Entry<T>)>,
+    first_free: u32,
+    used: usize,
+}
+
+impl<T> Slab<T> {
+    /// Makes a table for `capacity` requests (fewer than 2^32 - 1).
+    pub(crate) fn new(capacity: u32) -> Result<Self, OutOfMemory> {
+        let entries = try_vec_of(capacity as usize, |index| {
+            #[expect(clippy::cast_possible_truncation, reason = "below the capacity, which is 32 bits")]
+            let next = index as u32 + 1;
+            (1, Entry::Free(if next == capacity { END } else { next }))
+        })?;
+        Ok(Self {
+            entries,
+            first_free: if capacity == 0 { END } else { 0 },
+            used: 0,
+        })
+    }
+
+    pub(crate) const fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Returns the id that the next entry will get, if there is room for one.
+    pub(crate) fn next_id(&self) -> Option<RequestId> {
+        let (generation, _) = self.entries.get(self.first_free as usize)?;
+        Some(RequestId::new(self.first_free, *generation))
+    }
+
+    /// Enters `value`, or gives it back if the table is full.
+    pub(crate) fn insert(&mut self, value: T) -> Result<RequestId, T> {
+        let index = self.first_free;
+        match self.entries.get_mut(index as usize) {
+            Some((generation, entry)) => {
+                if let Entry::Free(next) = entry {
+                    self.first_free = *next;
+                }
+                *entry = Entry::Used(value);
+                self.used += 1;
+                Ok(RequestId::new(index, *generation))
+            }
+            None => Err(value),
+        }
+    }
+
+    /// Returns the entry that `id` names, if it is a live one.
+    pub(crate) fn get_mut(&mut self, id: RequestId) -> Option<&mut T> {
+        match self.entries.get_mut(id.index()) {
+            Some((generation, Entry::Used(value))) if *generation == id.generation() => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Takes the entry that `id` names; the id is void from now on.
+    pub(crate) fn take(&mut self, id: RequestId) -> Option<T> {
+        let next_free = self.first_free;
+        let (generation, entry) = self.entries.get_mut(id.index())?;
+        if *generation != id.generation() || matches!(entry, Entry::Free(_)) {
+            return None;
+        }
+        let Entry::Used(value) = core::mem::replace(entry, Entry::Free(next_free)) else {
+            return None;
+        };
+        // 0 is not a generation, so that no id is 0.
+        *generation = generation.checked_add(1).unwrap_or(1);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "an index below the capacity, which is 32 bits"
+        )]
+        {
+            self.first_free = id.index() as u32;
+        }
+        self.used -= 1;
+        Some(value)
+    }
+
+    /// Returns the id of the first live entry that `wanted` accepts.
+    pub(crate) fn find(&self, mut wanted: impl FnMut(&T) -> bool) -> Option<RequestId> {
+        self.entries
+            .iter()
+            .zip(0..)
+            .find_map(|((generation, entry), index)| match entry {
+                Entry::Used(value) if wanted(value) => Some(RequestId::new(index, *generation)),
+                _ => None,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_id_works_once() {
+        let mut slab = Slab::new(2).unwrap();
+        let expected = slab.next_id();
+        let first = slab.insert('a').unwrap();
+        assert_eq!(expected, Some(first));
+        let second = slab.insert('b').unwrap();
+        assert_eq!(slab.insert('c'), Err('c'));
+        assert_eq!(slab.next_id(), None);
+        assert_eq!(slab.take(first), Some('a'));
+        assert_eq!(slab.take(first), None);
+        let third = slab.insert('c').unwrap();
+        assert_ne!(first, third);
+        assert_eq!(slab.get_mut(first), None);
+        assert_eq!(slab.get_mut(second), Some(&mut 'b'));
+        assert_eq!(slab.find(|value| *value == 'c'), Some(third));
+        assert_eq!(slab.used(), 2);
+    }
+
+    #[test]
+    fn a_table_without_entries_refuses() {
+        assert_eq!(Slab::new(0).unwrap().insert(1), Err(1));
+    }
+
+    #[test]
+    fn generations_wrap_without_an_id_of_zero() {
+        let mut slab = Slab::new(1).unwrap();
+        slab.entries[0].0 = u32::MAX;
+        let last = slab.insert(1).unwrap();
+        slab.take(last).unwrap();
+        let next = slab.insert(2).unwrap();
+        assert_eq!(next, RequestId(1 << 32));
+    }
+
+    proptest! {
+        /// Q1: whatever ids a peer invents, only the live ones are found, each once.
+        #[test]
+        fn q1_guessed_ids_find_nothing(guesses in prop::collection::vec(any::<u64>(), 0..64), capacity in 1..8_u32) {
+            let mut slab = Slab::new(capacity).unwrap();
+            let live: Vec<RequestId> = (0..capacity).map(|value| slab.insert(value).unwrap()).collect();
+            for guess in guesses {
+                let guess = RequestId(guess);
+                prop_assert_eq!(slab.get_mut(guess).is_some(), live.contains(&guess));
+            }
+            for (value, id) in live.into_iter().enumerate() {
+                prop_assert_eq!(slab.take(id), Some(value as u32));
+                prop_assert_eq!(slab.take(id), None);
+            }
+            prop_assert_eq!(slab.used(), 0);
+        }
+    }
+}
