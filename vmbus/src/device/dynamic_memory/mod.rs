@@ -5,6 +5,7 @@
 //! the guest sends each second.
 //!
 //! - [`protocol`]: the messages, as bytes and as values.
+//! - [`DynamicMemory`]: the driver, which is the engine on a channel. This is what a kernel uses.
 //! - [`Engine`]: the guest's side of the conversation, without input or output of its own: messages go in, messages and
 //!   calls of a [`MemoryPool`] come out. Work is done in bounded slices.
 //! - [`MemoryPool`]: what the operating system's page allocator offers to the engine.
@@ -84,12 +85,14 @@
 //! Sources: the protocol as Linux's `hv_balloon` (the guest) and QEMU's `hv-balloon` (the host) speak it. Microsoft has
 //! not published a specification.
 
+mod driver;
 pub mod engine;
 mod held;
 mod pool;
 pub mod protocol;
 mod range;
 
+pub use driver::DynamicMemory;
 pub use engine::{Config, Counters, Delivery, Engine, Fault, Inbox, Outbox, Progress, SendError, State};
 pub use held::{HeldPages, InsertError, Removal};
 pub use pool::{AddRefused, Figures, MemoryPool, default_reserve_pages};

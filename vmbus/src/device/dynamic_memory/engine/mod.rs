@@ -18,7 +18,7 @@ mod work;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
-mod support;
+pub(super) mod support;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -9,27 +9,27 @@ use crate::memory::Pfn;
 
 /// A page allocator that fails the test when the engine breaks its contract.
 #[derive(Debug, Default)]
-pub(super) struct TestPool {
-    pub(super) free: BTreeSet<u64>,
+pub(in crate::device::dynamic_memory) struct TestPool {
+    pub(in crate::device::dynamic_memory) free: BTreeSet<u64>,
     /// What `take` has given and `give_back` has not got back.
-    pub(super) taken: BTreeSet<u64>,
+    pub(in crate::device::dynamic_memory) taken: BTreeSet<u64>,
     /// In use by the operating system.
-    pub(super) used: BTreeSet<u64>,
-    pub(super) reserve: u64,
+    pub(in crate::device::dynamic_memory) used: BTreeSet<u64>,
+    pub(in crate::device::dynamic_memory) reserve: u64,
     /// The longest run that `take` gives.
-    pub(super) longest_run: u64,
+    pub(in crate::device::dynamic_memory) longest_run: u64,
     /// Where memory may be added.
-    pub(super) addable: Option<PageRange>,
+    pub(in crate::device::dynamic_memory) addable: Option<PageRange>,
     /// From this page on, nothing is added, for this reason.
-    pub(super) add_refused: Option<(u64, AddRefused)>,
-    pub(super) added_pages: u64,
-    pub(super) calls: u64,
+    pub(in crate::device::dynamic_memory) add_refused: Option<(u64, AddRefused)>,
+    pub(in crate::device::dynamic_memory) added_pages: u64,
+    pub(in crate::device::dynamic_memory) calls: u64,
     /// What `take` returns next, whatever it is.
-    pub(super) broken_take: Option<PageRange>,
+    pub(in crate::device::dynamic_memory) broken_take: Option<PageRange>,
 }
 
 impl TestPool {
-    pub(super) fn with_free(pages: impl IntoIterator<Item = u64>) -> Self {
+    pub(in crate::device::dynamic_memory) fn with_free(pages: impl IntoIterator<Item = u64>) -> Self {
         Self {
             free: pages.into_iter().collect(),
             longest_run: u64::MAX,
@@ -37,7 +37,7 @@ impl TestPool {
         }
     }
 
-    pub(super) fn total(&self) -> u64 {
+    pub(in crate::device::dynamic_memory) fn total(&self) -> u64 {
         (self.free.len() + self.taken.len() + self.used.len()) as u64
     }
 }
@@ -105,11 +105,11 @@ impl MemoryPool for TestPool {
 
 /// A channel that keeps what is sent.
 #[derive(Debug, Default)]
-pub(super) struct Sent {
-    pub(super) messages: Vec<Vec<u8>>,
+pub(in crate::device::dynamic_memory) struct Sent {
+    pub(in crate::device::dynamic_memory) messages: Vec<Vec<u8>>,
     /// How many more messages fit; `None`: any number.
-    pub(super) room: Option<usize>,
-    pub(super) is_gone: bool,
+    pub(in crate::device::dynamic_memory) room: Option<usize>,
+    pub(in crate::device::dynamic_memory) is_gone: bool,
 }
 
 impl Outbox for Sent {
@@ -137,12 +137,16 @@ impl Inbox for VecDeque<Vec<u8>> {
     }
 }
 
-pub(super) fn at(milliseconds: u64) -> Instant {
+pub(in crate::device::dynamic_memory) fn at(milliseconds: u64) -> Instant {
     Instant::from_reference_units(milliseconds * 10_000)
 }
 
 /// Polls until there is nothing left to do at this moment.
-pub(super) fn settle(engine: &mut Engine<TestPool>, now: Instant, sent: &mut Sent) -> Progress {
+pub(in crate::device::dynamic_memory) fn settle(
+    engine: &mut Engine<TestPool>,
+    now: Instant,
+    sent: &mut Sent,
+) -> Progress {
     for _ in 0..1_000_000 {
         match engine.poll(now, sent) {
             Progress::More => {}
@@ -153,12 +157,12 @@ pub(super) fn settle(engine: &mut Engine<TestPool>, now: Instant, sent: &mut Sen
 }
 
 /// Hands a packet over as a driver does.
-pub(super) fn deliver(engine: &mut Engine<TestPool>, packet: &[u8], sent: &mut Sent) {
+pub(in crate::device::dynamic_memory) fn deliver(engine: &mut Engine<TestPool>, packet: &[u8], sent: &mut Sent) {
     assert_eq!(engine.on_packet(packet), Delivery::Taken);
     settle(engine, at(0), sent);
 }
 
-pub(super) fn message(message_type: u8, body: &[u8]) -> Vec<u8> {
+pub(in crate::device::dynamic_memory) fn message(message_type: u8, body: &[u8]) -> Vec<u8> {
     let size = u16::try_from(8 + body.len()).unwrap();
     [
         &[message_type, 0],
@@ -169,16 +173,16 @@ pub(super) fn message(message_type: u8, body: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-pub(super) fn balloon_request(pages: u32) -> Vec<u8> {
+pub(in crate::device::dynamic_memory) fn balloon_request(pages: u32) -> Vec<u8> {
     message(6, &[&pages.to_le_bytes()[..], &[0; 4]].concat())
 }
 
-pub(super) fn bits(start: u64, count: u64) -> [u8; 8] {
+pub(in crate::device::dynamic_memory) fn bits(start: u64, count: u64) -> [u8; 8] {
     assert!(start < 1 << 40 && count < 1 << 24);
     (start | count << 40).to_le_bytes()
 }
 
-pub(super) fn unballoon_request(ranges: &[(u64, u64)], more: bool) -> Vec<u8> {
+pub(in crate::device::dynamic_memory) fn unballoon_request(ranges: &[(u64, u64)], more: bool) -> Vec<u8> {
     let mut body = [
         u32::from(more).to_le_bytes(),
         u32::try_from(ranges.len()).unwrap().to_le_bytes(),
@@ -190,12 +194,12 @@ pub(super) fn unballoon_request(ranges: &[(u64, u64)], more: bool) -> Vec<u8> {
     message(8, &body)
 }
 
-pub(super) fn hot_add_request(start: u64, count: u64) -> Vec<u8> {
+pub(in crate::device::dynamic_memory) fn hot_add_request(start: u64, count: u64) -> Vec<u8> {
     message(10, &[bits(start, count), bits(start, count)].concat())
 }
 
 /// The `more` flag and the ranges of a balloon response.
-pub(super) fn balloon_response(bytes: &[u8]) -> (bool, Vec<(u64, u64)>) {
+pub(in crate::device::dynamic_memory) fn balloon_response(bytes: &[u8]) -> (bool, Vec<(u64, u64)>) {
     assert_eq!(bytes[..2], [7, 0], "a balloon response: {bytes:x?}");
     assert_eq!(usize::from(u16::from_le_bytes([bytes[2], bytes[3]])), bytes.len());
     assert_eq!(bytes[8..12], [0; 4]);
@@ -211,28 +215,32 @@ pub(super) fn balloon_response(bytes: &[u8]) -> (bool, Vec<(u64, u64)>) {
     (packed & 1 != 0, ranges)
 }
 
-pub(super) const VERSION_ACCEPTED: [u8; 16] = [2, 0, 16, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-pub(super) const VERSION_REFUSED: [u8; 16] = [2, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+pub(in crate::device::dynamic_memory) const VERSION_ACCEPTED: [u8; 16] =
+    [2, 0, 16, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+pub(in crate::device::dynamic_memory) const VERSION_REFUSED: [u8; 16] =
+    [2, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// As QEMU answers with `status-report=off`: accepted, hot remove, no reports.
-pub(super) const CAPABILITIES_ACCEPTED_QUIETLY: [u8; 16] = [4, 0, 16, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0];
-pub(super) const CAPABILITIES_ACCEPTED: [u8; 16] = [4, 0, 16, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+pub(in crate::device::dynamic_memory) const CAPABILITIES_ACCEPTED_QUIETLY: [u8; 16] =
+    [4, 0, 16, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0];
+pub(in crate::device::dynamic_memory) const CAPABILITIES_ACCEPTED: [u8; 16] =
+    [4, 0, 16, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
 
-pub(super) fn engine_with(config: Config, pool: TestPool) -> Engine<TestPool> {
+pub(in crate::device::dynamic_memory) fn engine_with(config: Config, pool: TestPool) -> Engine<TestPool> {
     Engine::new(config, pool).unwrap()
 }
 
 /// An engine that runs and sends no reports.
-pub(super) fn running(pool: TestPool) -> Engine<TestPool> {
+pub(in crate::device::dynamic_memory) fn running(pool: TestPool) -> Engine<TestPool> {
     running_with(Config::default(), pool)
 }
 
-pub(super) fn running_with(config: Config, pool: TestPool) -> Engine<TestPool> {
+pub(in crate::device::dynamic_memory) fn running_with(config: Config, pool: TestPool) -> Engine<TestPool> {
     let mut engine = engine_with(config, pool);
     connect(&mut engine);
     engine
 }
 
-pub(super) fn connect(engine: &mut Engine<TestPool>) {
+pub(in crate::device::dynamic_memory) fn connect(engine: &mut Engine<TestPool>) {
     let mut sent = Sent::default();
     engine.start();
     settle(engine, at(0), &mut sent);
@@ -241,7 +249,7 @@ pub(super) fn connect(engine: &mut Engine<TestPool>) {
     assert!(matches!(engine.state(), State::Running { .. }), "{:?}", engine.state());
 }
 
-pub(super) fn held(engine: &Engine<TestPool>) -> BTreeSet<u64> {
+pub(in crate::device::dynamic_memory) fn held(engine: &Engine<TestPool>) -> BTreeSet<u64> {
     let mut pages = BTreeSet::new();
     engine
         .held()
