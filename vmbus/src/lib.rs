@@ -7,7 +7,11 @@
 extern crate alloc;
 #[cfg(test)]
 extern crate self as vmbus;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+extern crate std;
 
+#[cfg(feature = "alloc")]
+pub mod bus;
 #[cfg(feature = "alloc")]
 pub mod device;
 #[cfg(feature = "alloc")]
@@ -24,6 +28,7 @@ pub mod ring;
 pub mod sync;
 #[cfg(test)]
 mod test_platform;
+pub mod testing;
 pub mod time;
 
 pub use platform::Platform;

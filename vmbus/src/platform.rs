@@ -110,7 +110,7 @@ impl<'a> Wait<'a> {
 ///
 /// The crate gives the memory that it gets from here to the host, which may write to it at any time. Each method states
 /// under "Implementation safety" what the implementor promises; breaking one is undefined behaviour in safe code
-/// elsewhere. [`crate::testing::check_platform`](crate) looks for the usual mistakes.
+/// elsewhere. [`crate::testing::check_platform`] looks for the usual mistakes.
 pub unsafe trait Platform: Sync {
     /// Allocates `page_count` (at least 1) pages of 4 KiB that the host may read and write, contiguous in the kernel's
     /// address space; their guest-physical addresses need not be contiguous.

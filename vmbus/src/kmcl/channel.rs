@@ -67,10 +67,6 @@ impl<C: Context> Channel<C> {
         &self.core
     }
 
-    pub(crate) const fn shared(&self) -> &Shared<Core<C>> {
-        &self.core
-    }
-
     /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
     #[must_use]
     pub fn context(&self) -> &C {

@@ -159,6 +159,7 @@ impl<C: Context> Core<C> {
             if found.is_none() {
                 self.provider.poll();
                 self.absorb();
+                self.notice_withdrawal();
                 found = ready(self);
             }
             found.is_some()
@@ -167,6 +168,20 @@ impl<C: Context> Core<C> {
         match (found, outcome) {
             (Some(found), _) => Ok(found),
             _ => Err(Error::TimedOut),
+        }
+    }
+
+    /// Ends requests if the peer has taken the offer back: it has given up all memory with it.
+    fn notice_withdrawal(&self) {
+        let is_withdrawn = self
+            .outgoing
+            .lock(self.platform)
+            .transport
+            .as_ref()
+            .is_some_and(|transport| transport.is_withdrawn());
+        if is_withdrawn {
+            self.end(Gone::Rescinded);
+            self.fail_requests(Gone::Rescinded);
         }
     }
 

@@ -28,6 +28,7 @@ mod init;
 mod lifecycle;
 mod ntstatus;
 mod outgoing;
+mod over_bus;
 mod packet;
 mod process;
 mod receive;

@@ -57,6 +57,7 @@ impl<T> Slab<T> {
         })
     }
 
+    #[cfg(test)]
     pub(crate) const fn used(&self) -> usize {
         self.used
     }

@@ -142,6 +142,10 @@ pub(crate) trait Transport: Send + Sync {
     fn signal(&self);
     /// Arranges for `Sink::signalled` to be called soon, as if the peer had signalled.
     fn schedule(&self);
+    /// Returns true if the peer has taken the offer back, which a wait has to notice where no callback can tell it.
+    fn is_withdrawn(&self) -> bool {
+        false
+    }
     /// Shares memory with the peer, and returns once the peer knows it.
     fn create_gpadl(&self, mdl: &Mdl, access: GpadlAccess, deadline: Deadline) -> Result<GpadlId, Error>;
     /// Withdraws what was shared; waits until the peer has given it up.

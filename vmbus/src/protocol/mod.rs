@@ -6,9 +6,12 @@
 //!
 //! - [`message`]: the table of channel messages, [`ChannelMessage::encode`] and [`ChannelMessage::decode`].
 //! - [`contact`], [`offer`], [`gpadl`], [`channel`]: the messages themselves, in the order in which a guest meets them.
+//! - [`class`]: the classes of devices, by GUID.
+//! - [`packet`]: packets in a ring.
 //! - [`Version`]: versions of the protocol.
 
 pub mod channel;
+pub mod class;
 pub mod contact;
 pub mod gpadl;
 mod guid;

@@ -1,0 +1,531 @@
+//! Open channels: [`ChannelCore`] is what the bus, the callbacks and the owner share; [`Channel`] is the owner's handle.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use super::Bus;
+use super::error::Error;
+use super::gpadl::Gpadl;
+use super::inner::BusInner;
+use super::link::GpadlMemory;
+use super::offer::{Offer, Origin};
+use super::rings::{ChannelRing, RingPages};
+use crate::fallible::Shared;
+use crate::platform::ProcessorIndex;
+use crate::protocol::channel::{CloseChannel, ModifyChannel};
+use crate::protocol::{ChannelId, ChannelMessage, GpadlId, OpenId, Version};
+use crate::ring::{Consumer, Producer};
+use crate::sync::{Lock, LockGuard};
+use crate::{Deadline, Instant};
+
+/// The half of a channel that sends.
+pub type Outgoing = Producer<ChannelRing>;
+/// The half of a channel that receives.
+pub type Incoming = Consumer<ChannelRing, Vec<u64>>;
+
+/// What is told when something happens to a channel.
+///
+/// The calls come from [`Bus::process`] of the channel's target processor, one at a time for each channel, without any
+/// lock of the bus. They begin when the channel is open and end before it is closed.
+pub trait ChannelSink: Send + Sync + 'static {
+    /// The other end has signalled, or [`ChannelCore::schedule`] was called: there may be packets, or room.
+    fn signalled(&self, channel: &ChannelCore);
+
+    /// The offer was withdrawn, or the connection has ended: nothing more will come. Called once. The owner closes the
+    /// channel; until then its memory stays.
+    fn rescinded(&self, channel: &ChannelCore);
+}
+
+/// How a channel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelState {
+    /// The other end has been asked, and has not answered.
+    Opening,
+    /// Open.
+    Open,
+    /// Open on our side only: the offer was withdrawn, or the connection has ended.
+    Rescinded,
+    /// Being closed.
+    Closing,
+    /// Closed. It can be opened anew with [`Bus::open`] if its offer still stands.
+    Closed,
+}
+
+/// Whether the host has confirmed where a channel's interrupts go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retargeted {
+    /// It has: no further interrupt goes to the earlier processor.
+    Confirmed,
+    /// The version of the protocol has no confirmation; interrupts may still go to the earlier processor.
+    Unconfirmed,
+}
+
+/// What happened on a channel, in numbers. A snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChannelCounters {
+    /// Signals sent to the other end.
+    pub signals_sent: u64,
+    /// Signals received from the other end.
+    pub signals_received: u64,
+    /// Calls of [`ChannelSink::signalled`].
+    pub callbacks: u64,
+}
+
+const OPENING: u8 = 0;
+const OPEN: u8 = 1;
+const CLOSING: u8 = 2;
+const CLOSED: u8 = 3;
+
+/// Whether the other end is told that a channel closes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    Close,
+    Silent,
+}
+
+/// No processor runs a callback.
+const NOBODY: u32 = u32::MAX;
+/// How often the callback is called in a row before others get their turn.
+const CALLBACKS_IN_A_ROW: u32 = 4;
+
+/// An open channel: what is shared by the bus, its callbacks and its owner.
+pub struct ChannelCore {
+    bus: Shared<BusInner>,
+    offer: Offer,
+    place: usize,
+    open_id: OpenId,
+    target: AtomicU32,
+    outgoing: Lock<Outgoing>,
+    incoming: Lock<Incoming>,
+    rings: Lock<Option<(GpadlId, Box<RingPages>)>>,
+    sink: Box<dyn ChannelSink>,
+    state: AtomicU8,
+    is_rescinded: AtomicBool,
+    is_rescind_told: AtomicBool,
+    /// A signal has come that no callback has seen.
+    has_signal: AtomicBool,
+    /// [`ChannelCore::schedule`] was called.
+    has_kick: AtomicBool,
+    /// A callback runs.
+    is_running: AtomicBool,
+    running_on: AtomicU32,
+    /// The owner dropped its handle in a callback of this channel.
+    is_orphan: AtomicBool,
+    /// Everything is undone but the entry in the table.
+    is_undone: AtomicBool,
+    /// The entry in the table is given back.
+    is_finished: AtomicBool,
+    /// Who is between taking this channel out of the table and the end of its callback.
+    in_flight: AtomicU32,
+    signals_sent: AtomicU64,
+    signals_received: AtomicU64,
+    callbacks: AtomicU64,
+}
+
+/// What a channel is made of.
+pub(super) struct Parts {
+    pub(super) bus: Shared<BusInner>,
+    pub(super) offer: Offer,
+    pub(super) place: usize,
+    pub(super) open_id: OpenId,
+    pub(super) target: ProcessorIndex,
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
+    pub(super) sink: Box<dyn ChannelSink>,
+}
+
+impl ChannelCore {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            bus: parts.bus,
+            offer: parts.offer,
+            place: parts.place,
+            open_id: parts.open_id,
+            target: AtomicU32::new(parts.target.0),
+            outgoing: Lock::new(parts.outgoing),
+            incoming: Lock::new(parts.incoming),
+            rings: Lock::new(None),
+            sink: parts.sink,
+            state: AtomicU8::new(OPENING),
+            is_rescinded: AtomicBool::new(false),
+            is_rescind_told: AtomicBool::new(false),
+            has_signal: AtomicBool::new(false),
+            has_kick: AtomicBool::new(false),
+            is_running: AtomicBool::new(false),
+            running_on: AtomicU32::new(NOBODY),
+            is_orphan: AtomicBool::new(false),
+            is_undone: AtomicBool::new(false),
+            is_finished: AtomicBool::new(false),
+            in_flight: AtomicU32::new(0),
+            signals_sent: AtomicU64::new(0),
+            signals_received: AtomicU64::new(0),
+            callbacks: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the channel's id.
+    #[must_use]
+    pub const fn id(&self) -> ChannelId {
+        self.offer.channel
+    }
+
+    /// Returns the offer that was opened.
+    #[must_use]
+    pub const fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// Returns which opening this is, counting up over all channels of the bus.
+    #[must_use]
+    pub const fn open_id(&self) -> OpenId {
+        self.open_id
+    }
+
+    /// Returns the bus.
+    #[must_use]
+    pub fn bus(&self) -> Bus {
+        Bus(self.bus.clone())
+    }
+
+    /// Returns the processor on which the callbacks run.
+    #[must_use]
+    pub fn target(&self) -> ProcessorIndex {
+        ProcessorIndex(self.target.load(Ordering::Relaxed))
+    }
+
+    /// Returns how the channel is at this moment.
+    #[must_use]
+    pub fn state(&self) -> ChannelState {
+        match self.state.load(Ordering::Acquire) {
+            CLOSING => ChannelState::Closing,
+            CLOSED => ChannelState::Closed,
+            _ if self.is_rescinded.load(Ordering::Acquire) => ChannelState::Rescinded,
+            OPENING => ChannelState::Opening,
+            _ => ChannelState::Open,
+        }
+    }
+
+    /// Locks the half that sends. Not across a wait; the other end is signalled with [`ChannelCore::signal`].
+    pub fn outgoing(&self) -> LockGuard<'_, Outgoing> {
+        self.outgoing.lock(self.bus.platform)
+    }
+
+    /// Locks the half that receives. Not across a wait.
+    pub fn incoming(&self) -> LockGuard<'_, Incoming> {
+        self.incoming.lock(self.bus.platform)
+    }
+
+    /// Signals the other end. A host may punish needless signals with a pause: only when the ring says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rescinded`] or [`Error::NotOpen`]; [`Error::Hypercall`] if the hypervisor refuses.
+    pub fn signal(&self) -> Result<(), Error> {
+        match self.state() {
+            ChannelState::Open => {}
+            ChannelState::Rescinded => return Err(Error::Rescinded(self.id())),
+            _ => return Err(Error::NotOpen(self.id())),
+        }
+        // Relaxed: a number for people.
+        self.signals_sent.fetch_add(1, Ordering::Relaxed);
+        self.bus.signal(&self.offer)
+    }
+
+    /// Makes [`ChannelSink::signalled`] be called soon, on the target processor, without a signal of the other end: for
+    /// example after incoming packets were left in the ring for want of room. Context: any but the interrupt entry.
+    pub fn schedule(&self) {
+        self.has_kick.store(true, Ordering::Release);
+        self.bus.kick(self.target());
+    }
+
+    /// Returns the channel's numbers.
+    #[must_use]
+    pub fn counters(&self) -> ChannelCounters {
+        ChannelCounters {
+            signals_sent: self.signals_sent.load(Ordering::Relaxed),
+            signals_received: self.signals_received.load(Ordering::Relaxed),
+            callbacks: self.callbacks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns true if this code runs in a callback of this channel.
+    ///
+    /// Known by the processor: on a system where [`Bus::process`] runs in a task, the answer is also true for another
+    /// task of the same processor that runs while a callback waits.
+    #[must_use]
+    pub fn is_in_callback(&self) -> bool {
+        self.running_on.load(Ordering::Relaxed) == self.bus.platform.current_processor().0
+    }
+
+    /// Shares `memory` with the other end and returns the GPADL that names it. The memory comes back with
+    /// [`Gpadl::teardown`]. Context: task.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; the memory is dropped, or parked until the other end has given it up.
+    pub fn create_gpadl<M: GpadlMemory>(&self, memory: M, deadline: Deadline) -> Result<Gpadl<M>, Error> {
+        match self.state() {
+            ChannelState::Open => Gpadl::create(Bus(self.bus.clone()), &self.offer, self.place, memory, deadline),
+            ChannelState::Rescinded => Err(Error::Rescinded(self.id())),
+            _ => Err(Error::NotOpen(self.id())),
+        }
+    }
+
+    /// Makes the channel's interrupts and callbacks go to another processor.
+    ///
+    /// The callbacks move at once in any case; flags that the earlier processor still gets are honoured there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchProcessor`] if it is not on-line for the bus, [`Error::NotSupported`] before version 4.1, and what
+    /// a request may meet. The earlier target stays then.
+    pub fn retarget(&self, target: ProcessorIndex, deadline: Deadline) -> Result<Retargeted, Error> {
+        let bus = &*self.bus;
+        let vp = bus.online_vp(target).ok_or(Error::NoSuchProcessor(target))?;
+        if self.state() != ChannelState::Open {
+            return Err(Error::NotOpen(self.id()));
+        }
+        let version = bus.version();
+        if self.offer.origin == Origin::Host && version < Version::V4_1 {
+            return Err(Error::NotSupported { version });
+        }
+        let request = ModifyChannel::new(self.id(), vp).encode();
+        let is_answered = self.offer.origin == Origin::Local || version >= Version::V5_3;
+        if is_answered {
+            let key = super::replies::Key::Modify(self.id());
+            bus.request(&self.offer, self.place, key, &request, deadline)?;
+        } else {
+            bus.post(self.offer.origin, &request, deadline.resolve(bus.now()), None)?;
+        }
+        let before = self.target.swap(target.0, Ordering::Relaxed);
+        // Whatever came to the earlier processor until now is looked at there, and here.
+        bus.mark(ProcessorIndex(before));
+        self.schedule();
+        Ok(if is_answered {
+            Retargeted::Confirmed
+        } else {
+            Retargeted::Unconfirmed
+        })
+    }
+
+    // ----- what the bus does with it
+
+    pub(super) fn enter(&self) {
+        // Relaxed: made under the table's lock, which orders it before the owner's look.
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends what [`ChannelCore::enter`] began, and what the owner left to the last callback.
+    pub(super) fn leave(&self) {
+        // Release: what the callback did happens before the owner goes on. SeqCst: see `finish`.
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.is_orphan.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.close(Deadline::IMMEDIATE)
+        {
+            log::debug!(
+                "{} was dropped in its callback and closed without waiting: {error}",
+                self.id()
+            );
+        }
+        self.finish();
+    }
+
+    /// Gives the entry in the table back, once, when the channel is undone and no callback can run.
+    fn finish(&self) {
+        // SeqCst: either the last callback sees that the channel is undone, or the owner sees that it was the last.
+        if self.is_undone.load(Ordering::SeqCst)
+            && self.in_flight.load(Ordering::SeqCst) == 0
+            && !self.is_finished.swap(true, Ordering::AcqRel)
+        {
+            self.bus.table.closed(self.place);
+            self.bus.flush_releases();
+        }
+    }
+
+    pub(super) fn note_signal(&self) {
+        self.signals_received.fetch_add(1, Ordering::Relaxed);
+        self.has_signal.store(true, Ordering::Release);
+    }
+
+    /// Takes a kick that is meant for `processor`.
+    pub(super) fn take_kick(&self, processor: ProcessorIndex) -> bool {
+        self.target() == processor
+            && self.has_kick.load(Ordering::Relaxed)
+            && self.has_kick.swap(false, Ordering::AcqRel)
+    }
+
+    /// Turns a kick into something that [`ChannelCore::run`] sees.
+    pub(super) fn note_kick(&self) {
+        self.has_signal.store(true, Ordering::Release);
+    }
+
+    pub(super) fn rescind(&self) {
+        self.is_rescinded.store(true, Ordering::Release);
+        self.schedule();
+    }
+
+    /// Calls the callbacks that are due. Between [`ChannelCore::enter`] and [`ChannelCore::leave`].
+    pub(super) fn run(&self) {
+        let mut left = CALLBACKS_IN_A_ROW;
+        while self.state.load(Ordering::Acquire) == OPEN && self.is_due() {
+            if left == 0 {
+                self.schedule();
+                return;
+            }
+            left -= 1;
+            // SeqCst here and below: whoever finds it running must be seen by the runner's next look at what is due.
+            if self.is_running.swap(true, Ordering::SeqCst) {
+                return;
+            }
+            self.running_on
+                .store(self.bus.platform.current_processor().0, Ordering::Relaxed);
+            if self.has_signal.swap(false, Ordering::SeqCst) {
+                self.callbacks.fetch_add(1, Ordering::Relaxed);
+                self.sink.signalled(self);
+            }
+            if self.is_rescinded.load(Ordering::Acquire) && !self.is_rescind_told.swap(true, Ordering::AcqRel) {
+                self.sink.rescinded(self);
+            }
+            self.running_on.store(NOBODY, Ordering::Relaxed);
+            self.is_running.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.has_signal.load(Ordering::SeqCst)
+            || (self.is_rescinded.load(Ordering::Acquire) && !self.is_rescind_told.load(Ordering::Acquire))
+    }
+
+    /// Returns the memory of the rings, for who makes halves of its own: those of this channel are not to be used then.
+    pub(crate) fn ring_pages(&self) -> Option<RingPages> {
+        self.rings
+            .lock(self.bus.platform)
+            .as_ref()
+            .map(|(_, rings)| (**rings).clone())
+    }
+
+    /// Keeps the memory of the rings, which the other end has under `id`.
+    pub(super) fn lend_rings(&self, id: GpadlId, rings: Box<RingPages>) {
+        *self.rings.lock(self.bus.platform) = Some((id, rings));
+    }
+
+    /// The other end has agreed: callbacks may come.
+    pub(super) fn opened(&self) {
+        self.state.store(OPEN, Ordering::Release);
+        // What came meanwhile is looked at now.
+        self.schedule();
+    }
+
+    /// Undoes an opening that failed. A channel that the other end refused to open is not closed there.
+    pub(super) fn abandon(&self, is_refused: bool, deadline: Deadline) {
+        let until = deadline.resolve(self.bus.now());
+        let farewell = if is_refused { Farewell::Silent } else { Farewell::Close };
+        // The caller is told why it failed; what the other end keeps meanwhile is parked.
+        let _ = self.undo(OPENING, farewell, until);
+    }
+
+    /// Ends the channel: see [`Channel::close`].
+    pub(super) fn close(&self, deadline: Deadline) -> Result<(), Error> {
+        if self.is_in_callback() {
+            return Err(Error::WouldDeadlock);
+        }
+        let until = deadline.resolve(self.bus.now());
+        self.undo(OPEN, Farewell::Close, until)
+    }
+
+    fn undo(&self, from: u8, farewell: Farewell, until: Option<Instant>) -> Result<(), Error> {
+        let bus = &*self.bus;
+        let begun = self
+            .state
+            .compare_exchange(from, CLOSING, Ordering::AcqRel, Ordering::Acquire);
+        if begun.is_err() {
+            return Err(Error::NotOpen(self.id()));
+        }
+        bus.table.clear_open(self.place);
+        // Acquire: pairs with `leave`.
+        let is_idle = || self.in_flight.load(Ordering::Acquire) == 0;
+        let idle = bus.wait_until(until, is_idle);
+        let mut result = idle.map_err(Error::from);
+        if farewell == Farewell::Close && !self.is_rescinded.load(Ordering::Acquire) {
+            let close = CloseChannel::new(self.id()).encode();
+            result = result.and(bus.post(self.offer.origin, &close, until, None));
+        }
+        let rings = self.rings.lock(bus.platform).take();
+        if let Some((id, memory)) = rings {
+            match bus.teardown(&self.offer, self.place, id, until) {
+                Ok(()) => drop(memory),
+                Err(error) => {
+                    bus.park(self.place, id, memory);
+                    // A withdrawn channel is closed all the same.
+                    if !matches!(error, Error::Rescinded(_) | Error::Disconnected) {
+                        result = result.and(Err(error));
+                    }
+                }
+            }
+        }
+        self.state.store(CLOSED, Ordering::Release);
+        // The entry is given back only when no callback can run; if one does, it is the one that gives it back.
+        self.is_undone.store(true, Ordering::SeqCst);
+        self.finish();
+        result
+    }
+}
+
+impl fmt::Debug for ChannelCore {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ChannelCore")
+            .field("id", &self.id())
+            .field("state", &self.state())
+            .field("target", &self.target())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The owner of an open channel. Dropped without [`Channel::close`], it closes as far as that goes without waiting.
+#[derive(Debug)]
+pub struct Channel {
+    core: Shared<ChannelCore>,
+}
+
+impl Channel {
+    pub(super) const fn new(core: Shared<ChannelCore>) -> Self {
+        Self { core }
+    }
+
+    /// Closes the channel: no further callback, wait for those that run, tell the other end, take the rings' memory back.
+    /// Afterwards it can be opened anew. Context: task.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldDeadlock`] from the channel's own callback, with nothing changed; [`Error::NotOpen`] if it is closed
+    /// already. Any other error is told after everything was done that could be: the channel is closed; memory that the
+    /// other end has not given up in time is kept from use until it has.
+    pub fn close(&self, deadline: Deadline) -> Result<(), Error> {
+        self.core.close(deadline)
+    }
+}
+
+impl Deref for Channel {
+    type Target = ChannelCore;
+    fn deref(&self) -> &ChannelCore {
+        &self.core
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        match self.core.close(Deadline::IMMEDIATE) {
+            Ok(()) | Err(Error::NotOpen(_)) => {}
+            Err(Error::WouldDeadlock) => {
+                // In its own callback: closed when that has ended.
+                self.core.is_orphan.store(true, Ordering::Release);
+            }
+            Err(error) => log::debug!("{} was dropped and closed without waiting: {error}", self.core.id()),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Messages that come: taken one at a time, in order, and turned into what they mean.
+//!
+//! Everything here happens without allocation and without waiting, under the lock of messages; what is worth a line in
+//! the log, and memory that became free, is handed out and dealt with after the lock.
+
+use alloc::boxed::Box;
+use core::sync::atomic::Ordering;
+
+use super::gpadls::TornDown;
+use super::inner::{BusInner, Phase};
+use super::link::GpadlMemory;
+use super::offer::{Offer, Origin};
+use super::processor::SINT;
+use super::replies::{Answer, Key};
+use super::table::{Admission, Withdrawal};
+use crate::hyperv;
+use crate::platform::ProcessorIndex;
+use crate::protocol::channel::{ModifyChannelResponse, OpenChannelResult};
+use crate::protocol::contact::{UnloadResponse, VersionResponse};
+use crate::protocol::gpadl::{GpadlCreated, GpadlTorndown};
+use crate::protocol::message::Sender;
+use crate::protocol::offer::{AllOffersDelivered, OfferChannel, RescindChannelOffer};
+use crate::protocol::{ChannelId, ChannelMessage, MessageType, ParseError};
+
+/// How many messages are taken in one go.
+const MESSAGES_AT_ONCE: usize = 32;
+
+/// What is left to do after a message, without the lock.
+pub(super) enum Note {
+    Nothing,
+    Shown(Offer),
+    Held(Offer),
+    Refused(Offer, Admission),
+    Withdrawn(ChannelId),
+    Freed(Box<dyn GpadlMemory>),
+    Stray(MessageType),
+    Unknown(MessageType, usize),
+    Bad(ParseError),
+    OtherPort(u32),
+}
+
+impl BusInner {
+    /// Takes the messages that lie in the current processor's slot, up to a bound. Returns how many.
+    pub(super) fn pump(&self) -> usize {
+        let mut count = 0;
+        while count < MESSAGES_AT_ONCE {
+            let note = {
+                let _order = self.messages.lock(self.platform);
+                let current = self.platform.current_processor();
+                let taken = self.processor(current).and_then(|processor| {
+                    let synic = processor.synic.read();
+                    synic.as_ref().and_then(|synic| synic.take_message(SINT))
+                });
+                match taken {
+                    Some(message) => self.accept(&message),
+                    None => break,
+                }
+            };
+            count += 1;
+            self.settle(note);
+        }
+        self.flush_releases();
+        self.tell_offer_events();
+        count
+    }
+
+    /// As [`BusInner::pump`], for the slots of all other processors, which may be unable to look themselves.
+    pub(super) fn pump_others(&self) {
+        for index in 0..self.processors.len() {
+            let note = {
+                let _order = self.messages.lock(self.platform);
+                let current = self.platform.current_processor();
+                let Some(processor) = self.processors.get(index) else {
+                    break;
+                };
+                if u32::try_from(index) == Ok(current.0) {
+                    continue;
+                }
+                let synic = processor.synic.read();
+                match synic.as_ref().and_then(|synic| synic.take_message_in_emergency(SINT)) {
+                    Some(message) => self.accept(&message),
+                    None => continue,
+                }
+            };
+            self.settle(note);
+        }
+    }
+
+    fn accept(&self, message: &hyperv::Message) -> Note {
+        if message.message_type() == hyperv::MessageType::CHANNEL {
+            self.dispatch(Origin::Host, message.payload())
+        } else {
+            self.counters.unknown_messages.add_one();
+            Note::OtherPort(message.message_type().0)
+        }
+    }
+
+    /// Gives a message of the server in this kernel the effect of a host's.
+    pub(super) fn accept_locally(&self, message: &[u8]) {
+        let note = {
+            let _order = self.messages.lock(self.platform);
+            self.dispatch(Origin::Local, message)
+        };
+        self.settle(note);
+        self.flush_releases();
+        self.tell_offer_events();
+    }
+
+    fn dispatch(&self, origin: Origin, bytes: &[u8]) -> Note {
+        self.counters.messages.add_one();
+        let note = MessageType::of(bytes).and_then(|message_type| match message_type {
+            MessageType::OFFER_CHANNEL => Ok(self.on_offer(Offer::new(origin, &OfferChannel::decode(bytes)?))),
+            MessageType::RESCIND_CHANNEL_OFFER => {
+                Ok(self.on_rescind(origin, RescindChannelOffer::decode(bytes)?.channel()))
+            }
+            MessageType::ALL_OFFERS_DELIVERED => {
+                AllOffersDelivered::decode(bytes)?;
+                let is_due = origin == Origin::Host && self.accepts_offers.load(Ordering::Acquire);
+                let is_first = is_due && !self.has_all_offers.swap(true, Ordering::AcqRel);
+                Ok(self.note_reply(message_type, is_first))
+            }
+            MessageType::OPEN_CHANNEL_RESULT => {
+                let result = OpenChannelResult::decode(bytes)?;
+                let key = Key::Open(result.channel(), result.open_id());
+                Ok(self.on_status(origin, message_type, result.channel(), key, result.status()))
+            }
+            MessageType::GPADL_CREATED => {
+                let created = GpadlCreated::decode(bytes)?;
+                let key = Key::GpadlCreated(created.channel(), created.gpadl());
+                Ok(self.on_status(origin, message_type, created.channel(), key, created.status()))
+            }
+            MessageType::GPADL_TORNDOWN => {
+                let id = GpadlTorndown::decode(bytes)?.gpadl();
+                Ok(match self.gpadls.torn_down(origin, id) {
+                    TornDown::Stray => self.note_reply(message_type, false),
+                    TornDown::Waited => {
+                        // Whether somebody still waits or not: the table knows it.
+                        self.replies.answer(Key::GpadlTorndown(id), Answer::Status(0));
+                        Note::Nothing
+                    }
+                    TornDown::Parked(memory) => Note::Freed(memory),
+                })
+            }
+            MessageType::MODIFY_CHANNEL_RESPONSE => {
+                let modified = ModifyChannelResponse::decode(bytes)?;
+                let key = Key::Modify(modified.channel());
+                Ok(self.on_status(origin, message_type, modified.channel(), key, modified.status()))
+            }
+            MessageType::VERSION_RESPONSE => {
+                let answer = Answer::Version(VersionResponse::decode(bytes)?);
+                let is_awaited = origin == Origin::Host && self.replies.answer(Key::Contact, answer);
+                Ok(self.note_reply(message_type, is_awaited))
+            }
+            MessageType::UNLOAD_RESPONSE => {
+                UnloadResponse::decode(bytes)?;
+                let is_awaited = origin == Origin::Host && self.replies.answer(Key::Unload, Answer::Status(0));
+                Ok(self.note_reply(message_type, is_awaited))
+            }
+            other => {
+                self.counters.unknown_messages.add_one();
+                debug_assert!(
+                    other.row().is_none_or(|row| row.sender == Sender::Guest),
+                    "every message of a host has its line above"
+                );
+                Ok(Note::Unknown(other, bytes.len()))
+            }
+        });
+        note.unwrap_or_else(|error| {
+            self.counters.short_messages.add_one();
+            Note::Bad(error)
+        })
+    }
+
+    fn note_reply(&self, message_type: MessageType, is_awaited: bool) -> Note {
+        if is_awaited {
+            return Note::Nothing;
+        }
+        self.counters.stray_replies.add_one();
+        Note::Stray(message_type)
+    }
+
+    fn on_status(&self, origin: Origin, message_type: MessageType, channel: ChannelId, key: Key, status: u32) -> Note {
+        // Neither end answers for the other's channels.
+        let is_theirs = super::table::Table::origin_of(channel) == origin;
+        let is_awaited = is_theirs && self.replies.answer(key, Answer::Status(status));
+        self.note_reply(message_type, is_awaited)
+    }
+
+    fn on_offer(&self, offer: Offer) -> Note {
+        let is_early = match offer.origin {
+            Origin::Host => !self.accepts_offers.load(Ordering::Acquire),
+            Origin::Local => self.phase() != Phase::Connected,
+        };
+        if is_early {
+            // An earlier owner's, or nobody's.
+            self.counters.refused_offers.add_one();
+            return Note::Stray(MessageType::OFFER_CHANNEL);
+        }
+        let (admission, offer) = self.table.admit(offer);
+        match admission {
+            Admission::Shown => {
+                self.counters.offers.add_one();
+                self.raise_flag_limit();
+                Note::Shown(offer)
+            }
+            Admission::Held => {
+                self.counters.offers.add_one();
+                self.raise_flag_limit();
+                Note::Held(offer)
+            }
+            Admission::NoRoom => {
+                self.counters.excess_offers.add_one();
+                Note::Refused(offer, admission)
+            }
+            Admission::DuplicateId | Admission::BadId => {
+                self.counters.refused_offers.add_one();
+                Note::Refused(offer, admission)
+            }
+        }
+    }
+
+    /// Makes all processors look at the event flags of all channels that there are.
+    pub(super) fn raise_flag_limit(&self) {
+        let limit = self.table.flag_limit();
+        for processor in &self.processors {
+            if let Some(synic) = processor.synic.read().as_ref() {
+                synic.set_flag_limit(limit);
+            }
+        }
+    }
+
+    fn on_rescind(&self, origin: Origin, channel: ChannelId) -> Note {
+        if super::table::Table::origin_of(channel) != origin {
+            self.counters.stray_rescinds.add_one();
+            return Note::Stray(MessageType::RESCIND_CHANNEL_OFFER);
+        }
+        match self.table.withdraw(channel) {
+            Withdrawal::Unknown => {
+                self.counters.stray_rescinds.add_one();
+                Note::Stray(MessageType::RESCIND_CHANNEL_OFFER)
+            }
+            Withdrawal::Held => {
+                self.counters.rescinds.add_one();
+                Note::Withdrawn(channel)
+            }
+            Withdrawal::Shown(place) => {
+                self.counters.rescinds.add_one();
+                self.replies.rescind(channel);
+                let grace = self.config.rescind_grace;
+                let free_at = grace.map(|grace| self.now().saturating_add(grace));
+                self.gpadls.channel_withdrawn(channel, free_at);
+                self.table.with_open(place, |core| core.rescind());
+                Note::Withdrawn(channel)
+            }
+        }
+    }
+
+    /// Does what is left to do after a message.
+    fn settle(&self, note: Note) {
+        match note {
+            Note::Nothing => {}
+            Note::Freed(memory) => {
+                self.counters.unparked_blocks.add_one();
+                drop(memory);
+            }
+            Note::Shown(offer) => self.tell_arrival(format_args!("offered: {offer}")),
+            Note::Held(offer) => {
+                self.tell_arrival(format_args!(
+                    "offered, and held back until the earlier one is gone: {offer}"
+                ));
+            }
+            Note::Withdrawn(channel) => self.tell_arrival(format_args!("the offer of {channel} is withdrawn")),
+            Note::Refused(offer, admission) => {
+                self.complain(format_args!("refused ({admission:?}): the offer {offer}"));
+            }
+            Note::Stray(message_type) => self.complain(format_args!("ignored: {message_type} that nobody waits for")),
+            Note::Unknown(message_type, len) => self.complain(format_args!("ignored: {message_type} of {len} bytes")),
+            Note::Bad(error) => self.complain(format_args!("ignored: {error}")),
+            Note::OtherPort(number) => self.complain(format_args!("ignored: a message of type {number:#x}")),
+        }
+    }
+
+    fn tell_arrival(&self, what: core::fmt::Arguments<'_>) {
+        if log::log_enabled!(log::Level::Debug)
+            && let Some(suppressed) = self.arrivals.allow(self.now())
+        {
+            log::debug!("{what}{}", Suppressed(suppressed));
+        }
+    }
+
+    fn complain(&self, what: core::fmt::Arguments<'_>) {
+        if let Some(suppressed) = self.complaints.allow(self.now()) {
+            log::warn!("{what}{}", Suppressed(suppressed));
+        }
+    }
+
+    /// Calls the operating system's hook if offers have come or gone.
+    pub(super) fn tell_offer_events(&self) {
+        let Some(events) = self.config.offer_events else {
+            return;
+        };
+        let generation = self.table.generation();
+        if self.told_generation.swap(generation, Ordering::AcqRel) != generation {
+            events.offers_changed();
+        }
+    }
+
+    /// Returns true if something waits in the slot or in the flags of a processor.
+    pub(super) fn has_work(&self, index: ProcessorIndex) -> bool {
+        self.processor(index).is_some_and(|processor| {
+            let synic = processor.synic.read();
+            synic
+                .as_ref()
+                .is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
+        })
+    }
+}
+
+/// How many lines like this were not logged.
+struct Suppressed(u64);
+
+impl core::fmt::Display for Suppressed {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(formatter, " (and {count} more lines that were not logged)"),
+        }
+    }
+}

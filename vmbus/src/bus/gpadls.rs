@@ -1,0 +1,275 @@
+//! The table of GPADLs: which numbers are taken, how much memory is shared, and memory that is parked.
+//!
+//! A number is taken from before its first message until the host confirms the teardown, so that none is used twice
+//! meanwhile. Memory whose teardown was not confirmed in time is *parked*: kept from use until the confirmation comes,
+//! until the connection has ended with the host's word, or until long enough after the channel was withdrawn. If none of
+//! that happens it is lost on purpose, since the host might still write to it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::mem;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::error::Error;
+use super::link::GpadlMemory;
+use super::offer::Origin;
+use crate::fallible::{OutOfMemory, try_vec_of};
+use crate::protocol::{ChannelId, GpadlId};
+use crate::sync::{Lock, LockGuard};
+use crate::{Instant, Platform};
+
+struct Held {
+    id: GpadlId,
+    channel: ChannelId,
+    origin: Origin,
+    len_bytes: u64,
+    is_tearing_down: bool,
+    /// The host has given it up; its owner has not asked yet.
+    is_confirmed: bool,
+    parked: Option<Box<dyn GpadlMemory>>,
+    /// When parked memory goes back to use without the host's word: its channel was withdrawn.
+    free_at: Option<Instant>,
+}
+
+struct State {
+    held: Vec<Option<Held>>,
+    next_id: u32,
+    shared_bytes: u64,
+}
+
+pub(super) struct Gpadls {
+    platform: &'static dyn Platform,
+    state: Lock<State>,
+    /// The earliest `free_at`, in reference units.
+    due: AtomicU64,
+}
+
+/// What the host's word about a teardown meant.
+pub(super) enum TornDown {
+    /// No teardown of this number is under way.
+    Stray,
+    /// The owner waits for it, or will ask.
+    Waited,
+    /// It was parked: the memory is free. Dropped without a lock.
+    Parked(Box<dyn GpadlMemory>),
+}
+
+impl Gpadls {
+    pub(super) fn new(platform: &'static dyn Platform, count: u16) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            platform,
+            state: Lock::new(State {
+                held: try_vec_of(usize::from(count.max(1)), |_| None)?,
+                next_id: 1,
+                shared_bytes: 0,
+            }),
+            due: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    fn lock(&self) -> LockGuard<'_, State> {
+        self.state.lock(self.platform)
+    }
+
+    /// Takes a number for `len_bytes` bytes that will be shared on `channel`.
+    pub(super) fn reserve(
+        &self,
+        origin: Origin,
+        channel: ChannelId,
+        len_bytes: u64,
+        limit: u64,
+    ) -> Result<GpadlId, Error> {
+        let mut state = self.lock();
+        let shared = state.shared_bytes;
+        // Memory shared within this kernel costs the host nothing.
+        let counted = if origin == Origin::Host { len_bytes } else { 0 };
+        let total = shared.checked_add(counted).filter(|total| *total <= limit);
+        let total = total.ok_or(Error::GpadlLimit {
+            wanted: counted,
+            shared,
+            limit,
+        })?;
+        let place = state
+            .held
+            .iter()
+            .position(Option::is_none)
+            .ok_or(Error::TooManyGpadls)?;
+        // There are fewer entries than numbers, so this ends.
+        let mut id = state.next_id;
+        while id == 0 || state.held.iter().flatten().any(|held| held.id.0 == id) {
+            id = id.wrapping_add(1);
+        }
+        state.next_id = id.wrapping_add(1);
+        state.shared_bytes = total;
+        if let Some(free) = state.held.get_mut(place) {
+            *free = Some(Held {
+                id: GpadlId(id),
+                channel,
+                origin,
+                len_bytes: counted,
+                is_tearing_down: false,
+                is_confirmed: false,
+                parked: None,
+                free_at: None,
+            });
+        }
+        Ok(GpadlId(id))
+    }
+
+    fn change<T>(&self, id: GpadlId, change: impl FnOnce(&mut Held) -> T) -> Option<T> {
+        self.lock()
+            .held
+            .iter_mut()
+            .flatten()
+            .find(|held| held.id == id)
+            .map(change)
+    }
+
+    fn remove(state: &mut State, which: impl Fn(&Held) -> bool) -> Option<Held> {
+        let place = state.held.iter().position(|held| held.as_ref().is_some_and(&which))?;
+        let held = state.held.get_mut(place)?.take()?;
+        state.shared_bytes = state.shared_bytes.saturating_sub(held.len_bytes);
+        Some(held)
+    }
+
+    /// Frees a number that the host does not know, or knows no more.
+    pub(super) fn forget(&self, id: GpadlId) {
+        let held = Self::remove(&mut self.lock(), |held| held.id == id);
+        drop(held);
+    }
+
+    /// Notes that the host is asked to give up a GPADL.
+    pub(super) fn begin_teardown(&self, id: GpadlId) {
+        self.change(id, |held| held.is_tearing_down = true);
+    }
+
+    /// Keeps memory from use until the host gives it up, or until `free_at`. Returns false if the host has given it up
+    /// already: then the memory is dropped.
+    pub(super) fn park(&self, id: GpadlId, memory: Box<dyn GpadlMemory>, free_at: Option<Instant>) -> bool {
+        let mut memory = Some(memory);
+        let mut state = self.lock();
+        if Self::remove(&mut state, |held| held.id == id && held.is_confirmed).is_none()
+            && let Some(held) = state.held.iter_mut().flatten().find(|held| held.id == id)
+        {
+            held.is_tearing_down = true;
+            held.parked = memory.take();
+            held.free_at = free_at;
+            drop(state);
+            self.note_due(free_at);
+            return true;
+        }
+        drop(state);
+        drop(memory);
+        false
+    }
+
+    fn note_due(&self, free_at: Option<Instant>) {
+        if let Some(free_at) = free_at {
+            self.due.fetch_min(free_at.reference_units(), Ordering::Relaxed);
+        }
+    }
+
+    /// Lets parked memory of a withdrawn channel go back to use at `free_at`.
+    pub(super) fn channel_withdrawn(&self, channel: ChannelId, free_at: Option<Instant>) {
+        let mut is_any = false;
+        for held in self.lock().held.iter_mut().flatten() {
+            if held.channel == channel && held.parked.is_some() && held.free_at.is_none() {
+                held.free_at = free_at;
+                is_any = true;
+            }
+        }
+        if is_any {
+            self.note_due(free_at);
+        }
+    }
+
+    /// Takes the host's word that it has given up a GPADL.
+    pub(super) fn torn_down(&self, origin: Origin, id: GpadlId) -> TornDown {
+        let mut state = self.lock();
+        let is_it = |held: &Held| held.id == id && held.origin == origin && held.is_tearing_down && !held.is_confirmed;
+        let Some(held) = state.held.iter_mut().flatten().find(|held| is_it(held)) else {
+            return TornDown::Stray;
+        };
+        if held.parked.is_none() {
+            held.is_confirmed = true;
+            return TornDown::Waited;
+        }
+        let memory = Self::remove(&mut state, is_it).and_then(|held| held.parked);
+        drop(state);
+        memory.map_or(TornDown::Stray, TornDown::Parked)
+    }
+
+    /// Frees the number if the host has given up the GPADL. Returns true if so.
+    pub(super) fn take_confirmed(&self, id: GpadlId) -> bool {
+        Self::remove(&mut self.lock(), |held| held.id == id && held.is_confirmed).is_some()
+    }
+
+    /// Returns parked memory that has waited long enough after its channel was withdrawn.
+    pub(super) fn take_due(&self, now: Instant) -> Option<Box<dyn GpadlMemory>> {
+        if self.due.load(Ordering::Relaxed) > now.reference_units() {
+            return None;
+        }
+        let mut state = self.lock();
+        let is_due = |held: &Held| held.parked.is_some() && held.free_at.is_some_and(|at| at <= now);
+        let due = Self::remove(&mut state, is_due);
+        if due.is_none() {
+            let next = state.held.iter().flatten().filter_map(|held| held.free_at).min();
+            let next = next.map_or(u64::MAX, Instant::reference_units);
+            self.due.store(next, Ordering::Relaxed);
+        }
+        drop(state);
+        due.and_then(|held| held.parked)
+    }
+
+    /// Returns any parked memory, for a connection that has ended with the host's word.
+    pub(super) fn take_parked(&self) -> Option<Box<dyn GpadlMemory>> {
+        let mut state = self.lock();
+        Self::remove(&mut state, |held| held.parked.is_some()).and_then(|held| held.parked)
+    }
+
+    /// Returns a GPADL of the host that is not being torn down.
+    pub(super) fn next_live(&self) -> Option<(ChannelId, GpadlId)> {
+        let state = self.lock();
+        let mut live = state.held.iter().flatten();
+        live.find(|held| held.origin == Origin::Host && !held.is_tearing_down)
+            .map(|held| (held.channel, held.id))
+    }
+
+    /// Returns true if the host has a GPADL that is being torn down.
+    pub(super) fn is_tearing_down(&self) -> bool {
+        let state = self.lock();
+        let mut held = state.held.iter().flatten();
+        held.any(|held| held.origin == Origin::Host && held.is_tearing_down && !held.is_confirmed)
+    }
+
+    /// Returns how many bytes are shared with the host.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        self.lock().shared_bytes
+    }
+
+    /// Returns how many blocks of memory are parked.
+    pub(super) fn parked_count(&self) -> u64 {
+        let state = self.lock();
+        state
+            .held
+            .iter()
+            .flatten()
+            .map(|held| u64::from(held.parked.is_some()))
+            .sum()
+    }
+
+    /// Sets the next number to try, for tests of its wrap.
+    #[cfg(test)]
+    pub(super) fn set_next_id(&self, id: u32) {
+        self.lock().next_id = id;
+    }
+}
+
+impl Drop for Gpadls {
+    fn drop(&mut self) {
+        // What the host has given up was taken out before; the rest is lost on purpose.
+        while let Some(memory) = self.take_parked() {
+            mem::forget(memory);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! The bus: the connection to the host, the channels that it offers, and the memory shared with it.
+//!
+//! - [`Bus`]: the connection, a cheap handle. [`Bus::connect`] finds a version that both ends speak and asks for the
+//!   offers; [`Bus::disconnect`] ends it with the host's word that it has given up everything.
+//! - [`Offer`], [`Offers`], [`OfferCursor`]: the channels that can be opened, now and as they come.
+//! - [`Channel`], [`ChannelCore`], [`ChannelSink`]: an open channel with its two rings, raw; [`crate::kmcl`](crate) makes
+//!   packets and requests of it.
+//! - [`Gpadl`]: further memory shared on a channel.
+//! - [`LocalPort`]: the way to a server in this kernel, instead of the host.
+//!
+//! # Contexts
+//!
+//! The interrupt entry calls [`Bus::acknowledge_interrupt`], which only marks. [`Bus::process`], in deferred work or in a
+//! loop, takes signals and messages and calls the callbacks. Calls that wait (they take a [`Deadline`]) look at messages
+//! themselves and never run callbacks, so everything also works by polling with interrupts off; every wait ends when its
+//! channel is withdrawn. A processor other than the one that connected relies on that one to look at messages.
+//!
+//! # What the host cannot do
+//!
+//! Nothing that it sends makes these functions panic, allocate, or loop without bound: tables have the sizes of [`Config`],
+//! each message is copied once and checked in the copy, answers that nobody waits for are counted and ignored, and
+//! complaints in the log are limited. Memory that the host may still write to is never used for something else.
+//!
+//! Sources: the channel messages of Linux' `drivers/hv`, FreeBSD's `sys/dev/hyperv` and OpenVMM's `vmbus_core`, and what
+//! hosts were seen to do.
+
+mod channel;
+mod config;
+mod connect;
+mod counters;
+mod dispatch;
+mod error;
+mod gpadl;
+mod gpadls;
+mod inner;
+mod link;
+mod offer;
+mod open;
+mod process;
+mod processor;
+mod replies;
+mod rings;
+mod table;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
+mod unload;
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+pub use channel::{Channel, ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incoming, Outgoing, Retargeted};
+pub use config::{Config, OfferEvents};
+pub use counters::Counters;
+pub use error::{ConnectError, Error};
+pub use gpadl::Gpadl;
+pub use link::{GpadlMemory, LocalPort};
+pub use offer::{LOCAL_CHANNEL_IDS, Offer, Origin};
+pub use open::OpenParameters;
+pub use process::Progress;
+pub use rings::{ChannelRing, RingPages};
+
+use self::inner::{BusInner, Phase};
+use crate::fallible::{Shared, try_box};
+use crate::hyperv::{EndOfInterrupt, Hypervisor};
+use crate::platform::ProcessorIndex;
+use crate::protocol::contact::FeatureFlags;
+use crate::protocol::{ChannelId, ConnectionId, Version};
+use crate::{Deadline, Platform};
+
+/// The connection to the host. A cheap handle: clones are the same bus.
+#[derive(Clone)]
+pub struct Bus(Shared<BusInner>);
+
+impl Bus {
+    /// Connects to the host: turns hypercalls on if they are not, and the current processor's interrupt controller, finds
+    /// a version that both ends speak, and asks for the offers. Context: task, staying on its processor.
+    ///
+    /// Works from an unknown state: a connection of an earlier owner is taken over.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; nothing is left on then. Pages that a silent host may have taken note of are lost.
+    pub fn connect(
+        hypervisor: &'static Hypervisor,
+        platform: &'static dyn Platform,
+        config: Config,
+    ) -> Result<Self, ConnectError> {
+        Self::connect_inner(hypervisor, platform, config)
+    }
+
+    /// Returns the version of the protocol that both ends speak.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.0.version()
+    }
+
+    /// Returns the optional parts that both ends use.
+    #[must_use]
+    pub fn features(&self) -> FeatureFlags {
+        self.0.features()
+    }
+
+    /// Returns the connection to which messages are posted.
+    #[must_use]
+    pub fn message_connection(&self) -> ConnectionId {
+        self.0.connection()
+    }
+
+    /// Returns true until the connection is ended.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.0.phase() == Phase::Connected
+    }
+
+    /// Returns what happened so far, in numbers.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.0.counters.snapshot()
+    }
+
+    /// Returns how many bytes of memory are shared with the host in GPADLs.
+    #[must_use]
+    pub fn shared_bytes(&self) -> u64 {
+        self.0.gpadls.shared_bytes()
+    }
+
+    /// Returns the hypervisor.
+    #[must_use]
+    pub fn hypervisor(&self) -> &'static Hypervisor {
+        self.0.hypervisor
+    }
+
+    /// Returns the platform.
+    #[must_use]
+    pub fn platform(&self) -> &'static dyn Platform {
+        self.0.platform
+    }
+
+    // ----- offers
+
+    /// Returns the offers that stand at this moment.
+    #[must_use]
+    pub fn offers(&self) -> Offers {
+        Offers {
+            bus: self.clone(),
+            next: 0,
+        }
+    }
+
+    /// Returns the offer of `channel`, if it stands.
+    #[must_use]
+    pub fn offer(&self, channel: ChannelId) -> Option<Offer> {
+        self.0.table.shown(channel)
+    }
+
+    /// Returns the subchannels of the device of `primary` that stand at this moment.
+    pub fn subchannels(&self, primary: &Offer) -> impl Iterator<Item = Offer> + use<> {
+        let (origin, class, instance) = (primary.origin, primary.class, primary.instance);
+        self.offers().filter(move |offer| {
+            offer.origin == origin && offer.class == class && offer.instance == instance && offer.subchannel_index != 0
+        })
+    }
+
+    /// Returns the oldest offer that came after those that `cursor` has seen and still stands, and moves the cursor
+    /// behind it. Each observer has a cursor of its own and sees each offer once.
+    pub fn next_offer(&self, cursor: &mut OfferCursor) -> Option<Offer> {
+        let offer = self.0.table.shown_after(cursor.sequence)?;
+        cursor.sequence = offer.sequence;
+        Some(offer)
+    }
+
+    /// Returns a number that changes whenever an offer comes or goes.
+    #[must_use]
+    pub fn offer_generation(&self) -> u64 {
+        self.0.table.generation()
+    }
+
+    /// Returns true if all offers that there were at the time of the connection have come.
+    #[must_use]
+    pub fn has_all_offers(&self) -> bool {
+        self.0.has_all_offers.load(Ordering::Acquire)
+    }
+
+    /// Waits until all offers that there were at the time of the connection have come. [`Bus::connect`] has waited for
+    /// them for [`Config::offers_timeout`] already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] or [`Error::Disconnected`].
+    pub fn wait_for_offers(&self, deadline: Deadline) -> Result<(), Error> {
+        self.0.wait_for_offers(deadline)
+    }
+
+    // ----- channels
+
+    /// Opens a channel: allocates its rings, shares them, and asks the other end. Context: task.
+    ///
+    /// Signals that come before the other end has answered are kept; the callbacks begin when it has agreed, possibly
+    /// before this function returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; nothing is left behind, but memory that the other end may have is kept from use until it is certain that
+    /// it has not.
+    pub fn open(
+        &self,
+        channel: ChannelId,
+        parameters: &OpenParameters,
+        sink: impl ChannelSink,
+        deadline: Deadline,
+    ) -> Result<Channel, Error> {
+        self.open_channel(channel, parameters, try_box(sink)?, deadline)
+    }
+
+    // ----- processors and work
+
+    /// Makes a further processor take part: turns its interrupt controller on. Context: task, on that processor and
+    /// staying there. Again is nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchProcessor`] if `processor` is not the current one or not below [`Config::processors`],
+    /// [`Error::Disconnected`], and what the interrupt controller may answer.
+    pub fn processor_online(&self, processor: ProcessorIndex) -> Result<(), Error> {
+        if self.0.processor(processor).is_none() || self.platform().current_processor() != processor {
+            return Err(Error::NoSuchProcessor(processor));
+        }
+        if !self.is_connected() {
+            return Err(Error::Disconnected);
+        }
+        if self.0.online_vp(processor).is_some() {
+            return Ok(());
+        }
+        match self.0.enter_processor(processor) {
+            Ok(_) => Ok(()),
+            Err(ConnectError::Synic(error)) => Err(error.into()),
+            Err(_) => Err(Error::NoSuchProcessor(processor)),
+        }
+    }
+
+    /// Ends a processor's part. Context: task, on that processor. Its channels were moved with
+    /// [`ChannelCore::retarget`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ProcessorInUse`] if the host's messages or an open channel's interrupts go there,
+    /// [`Error::NoSuchProcessor`] if it is not the current one.
+    pub fn processor_offline(&self, processor: ProcessorIndex) -> Result<(), Error> {
+        if self.platform().current_processor() != processor {
+            return Err(Error::NoSuchProcessor(processor));
+        }
+        let is_needed = self.0.message_processor.load(Ordering::Relaxed) == processor.0
+            || (0..self.0.table.len()).any(|place| {
+                let mut is_target = false;
+                self.0
+                    .table
+                    .with_open(place, |core| is_target = core.target() == processor);
+                is_target
+            });
+        if is_needed {
+            return Err(Error::ProcessorInUse(processor));
+        }
+        // What came until now is honoured.
+        self.process(processor);
+        self.0.leave_processor(processor);
+        Ok(())
+    }
+
+    /// Returns the processor to which the host's messages go.
+    #[must_use]
+    pub fn message_processor(&self) -> ProcessorIndex {
+        ProcessorIndex(self.0.message_processor.load(Ordering::Relaxed))
+    }
+
+    /// Returns who ends the interrupts of a processor; `None` if it takes no part. With [`EndOfInterrupt::Explicit`] the
+    /// operating system's handler ends them at the local APIC, with [`EndOfInterrupt::Automatic`] nobody does.
+    #[must_use]
+    pub fn end_of_interrupt(&self, processor: ProcessorIndex) -> Option<EndOfInterrupt> {
+        let processor = self.0.processor(processor)?;
+        let synic = processor.synic.read();
+        synic.as_ref().map(crate::hyperv::Synic::end_of_interrupt)
+    }
+
+    /// Notes an interrupt of the bus and schedules the processor's work. Nothing more: no lock, no allocation, no
+    /// callback. Context: the interrupt entry, on that processor.
+    pub fn acknowledge_interrupt(&self, processor: ProcessorIndex) {
+        self.0.mark(processor);
+    }
+
+    /// Does a processor's work: takes its signals, then its messages, and calls the callbacks that are due. Context:
+    /// deferred work or task, on that processor; with interrupts on or off. A call while another one is under way for the
+    /// same processor does nothing.
+    ///
+    /// Bounded: each channel's callback a few times, and so many messages; the rest is scheduled again.
+    pub fn process(&self, processor: ProcessorIndex) -> Progress {
+        self.0.process(processor)
+    }
+
+    /// Looks at messages, as every wait does, and calls nobody.
+    pub(crate) fn look_at_messages(&self) {
+        self.0.pump();
+    }
+
+    /// Does the current processor's work, for a system that polls.
+    pub fn poll(&self) -> Progress {
+        self.process(self.platform().current_processor())
+    }
+
+    // ----- the end
+
+    /// Ends the connection: all channels and GPADLs, the interrupt controllers of all processors. Nothing is posted
+    /// between the request and the host's answer, for which this waits up to [`Config::unload_timeout`]; it may flush its
+    /// disk caches meanwhile. Open channels are told as of a withdrawn offer. Hypercalls stay on: they belong to the
+    /// operating system. Context: task.
+    ///
+    /// Before version 3.0 there is no such request: channels are closed and memory is taken back piece by piece, and the
+    /// three pages of the contact are lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] without the host's word: what it may still use is lost. [`Error::ProcessorInUse`] if another
+    /// processor's interrupt controller is still on. [`Error::Disconnected`] if the connection has ended already.
+    pub fn disconnect(&self, deadline: Deadline) -> Result<(), Error> {
+        self.0.disconnect(deadline)
+    }
+
+    /// Ends the connection in a crash, so that the host does not write to memory of the next system: takes no lock,
+    /// allocates nothing, waits at most [`Config::emergency_timeout`], looks at every processor's slot. Works with any lock
+    /// of the bus held, at most once. Returns true if the host has confirmed. Context: any; no other processor runs.
+    #[must_use = "without the host's word its memory accesses may go on"]
+    pub fn emergency_unload(&self) -> bool {
+        self.0.emergency_unload()
+    }
+
+    // ----- the server in this kernel
+
+    /// Attaches the server in this kernel. Once for each bus; returns false if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    #[cfg(feature = "host")]
+    pub fn attach_local(&self, port: impl LocalPort + 'static) -> Result<bool, Error> {
+        let mut port = Some(try_box(port)?);
+        // An error would mean that the closure ran twice; the answer below is right even then.
+        let _ = self.0.local.try_call_once(|| match port.take() {
+            Some(port) => Ok::<_, ()>(port as alloc::boxed::Box<dyn LocalPort>),
+            None => Err(()),
+        });
+        Ok(port.is_none())
+    }
+
+    /// Takes a message of the server in this kernel, with the effects of a host's: its offers have ids from
+    /// [`LOCAL_CHANNEL_IDS`] on, as many as [`Config::offers`]. Context: task or deferred work, also from within
+    /// [`LocalPort::post`].
+    #[cfg(feature = "host")]
+    pub fn deliver_local_message(&self, message: &[u8]) {
+        self.0.accept_locally(message);
+    }
+
+    /// Takes a signal of the server in this kernel: the channel's callback is called soon, on its target processor.
+    /// Context: task or deferred work.
+    #[cfg(feature = "host")]
+    pub fn deliver_local_signal(&self, channel: ChannelId) {
+        self.0.signalled_locally(channel);
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// The offers that stand while this iterates, each once.
+#[derive(Clone, Debug)]
+pub struct Offers {
+    bus: Bus,
+    next: usize,
+}
+
+impl Iterator for Offers {
+    type Item = Offer;
+
+    fn next(&mut self) -> Option<Offer> {
+        let (place, offer) = self.bus.0.table.shown_from(self.next)?;
+        self.next = place + 1;
+        Some(offer)
+    }
+}
+
+/// How far an observer of offers has come. The default has seen none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfferCursor {
+    sequence: u64,
+}

@@ -1,0 +1,37 @@
+//! What the bus keeps for each processor.
+
+use core::sync::atomic::{AtomicBool, AtomicU32};
+
+use spin::RwLock;
+
+use crate::hyperv::Synic;
+
+/// The VMBus's synthetic interrupt source.
+pub(super) const SINT: u8 = 2;
+
+/// A processor's part of the bus.
+pub(super) struct Processor {
+    /// The interrupt controller, while the processor is on-line for the bus. Written in a dispatch section, under the
+    /// bus's lock of messages; read also by a crash, which only tries.
+    pub(super) synic: RwLock<Option<Synic>>,
+    /// The hypervisor's number of the processor; valid while it is on-line.
+    pub(super) vp: AtomicU32,
+    /// True from the interrupt until its work begins.
+    pub(super) is_marked: AtomicBool,
+    /// True while its work is being done: it is not done twice at a time.
+    pub(super) is_processing: AtomicBool,
+    /// True if a channel with this target wants its callback called without a signal of the host.
+    pub(super) has_kicks: AtomicBool,
+}
+
+impl Processor {
+    pub(super) const fn new() -> Self {
+        Self {
+            synic: RwLock::new(None),
+            vp: AtomicU32::new(0),
+            is_marked: AtomicBool::new(false),
+            is_processing: AtomicBool::new(false),
+            has_kicks: AtomicBool::new(false),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The memory of a channel's two rings: [`RingPages`].
+#![expect(unsafe_code, reason = "makes rings of pages that both ends reach")]
+
+use core::any::Any;
+
+use super::error::Error;
+use super::link::GpadlMemory;
+use crate::Platform;
+use crate::fallible::Shared;
+use crate::memory::{PAGE_SIZE, Pfn, SharedPages};
+use crate::platform::NotMapped;
+use crate::protocol::gpadl::MAX_GPADL_PAGES;
+use crate::ring::{InvalidRing, SharedRing};
+
+/// One ring in the memory of a channel, which it keeps.
+pub type ChannelRing = SharedRing<Shared<SharedPages>>;
+
+/// The memory of a channel's two rings: each a control page and data pages, in one GPADL. First the ring from the end
+/// that opened the channel to the end that offered it, then the other one.
+///
+/// The pages are reached only as rings: this type keeps them to itself.
+#[derive(Clone, Debug)]
+pub struct RingPages {
+    pages: Shared<SharedPages>,
+    first_ring_pages: usize,
+}
+
+impl RingPages {
+    /// Allocates rings with so many data pages each.
+    pub(super) fn allocate(
+        platform: &'static dyn Platform,
+        first_data_pages: u32,
+        second_data_pages: u32,
+    ) -> Result<Self, Error> {
+        let invalid = |pages: u32| InvalidRing::Size {
+            size: pages.saturating_mul(4096),
+        };
+        let pages_of = |data_pages: u32| {
+            // A GPADL holds no more; with this, no sum below overflows.
+            let pages = usize::try_from(data_pages)
+                .ok()
+                .filter(|pages| (1..MAX_GPADL_PAGES).contains(pages));
+            pages.map(|pages| pages + 1).ok_or(invalid(data_pages))
+        };
+        let (first, second) = (pages_of(first_data_pages)?, pages_of(second_data_pages)?);
+        let pages = SharedPages::allocate(platform, first + second)?;
+        Ok(Self {
+            pages: Shared::try_new(pages)?,
+            first_ring_pages: first,
+        })
+    }
+
+    /// Returns the page at which the second ring begins, its control page.
+    #[must_use]
+    pub const fn second_ring_page(&self) -> usize {
+        self.first_ring_pages
+    }
+
+    /// Returns how many pages there are.
+    #[must_use]
+    pub fn page_count(&self) -> usize {
+        self.pages.page_count()
+    }
+
+    /// Returns the first ring: the opening end writes to it, the offering end reads from it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRing`] if the pages make no ring.
+    pub fn first(&self) -> Result<ChannelRing, Error> {
+        self.ring(0, self.first_ring_pages)
+    }
+
+    /// Returns the second ring: the offering end writes to it, the opening end reads from it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRing`] if the pages make no ring.
+    pub fn second(&self) -> Result<ChannelRing, Error> {
+        self.ring(self.first_ring_pages, self.pages.page_count())
+    }
+
+    /// Makes a ring of the pages from `start` to `end`.
+    fn ring(&self, start: usize, end: usize) -> Result<ChannelRing, Error> {
+        let data_bytes = end.saturating_sub(start + 1).saturating_mul(PAGE_SIZE);
+        let size = u32::try_from(data_bytes).map_err(|_| InvalidRing::Size { size: u32::MAX })?;
+        if end > self.pages.page_count() || size == 0 {
+            return Err(InvalidRing::Size { size }.into());
+        }
+        // SAFETY: page `start` lies inside the block, as just checked.
+        let control = unsafe { self.pages.base().add(start * PAGE_SIZE) };
+        // SAFETY: there is at least one page behind it, as just checked.
+        let data = unsafe { control.add(PAGE_SIZE) };
+        // SAFETY: 1. control page and data lie inside the block, which the keeper keeps. 2. The block was allocated here
+        // and is not handed out, so that it is reached only as rings.
+        Ok(unsafe { SharedRing::new(control, data, size, self.pages.clone()) }?)
+    }
+}
+
+impl GpadlMemory for RingPages {
+    fn len_bytes(&self) -> usize {
+        self.pages.len_bytes()
+    }
+
+    fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
+        self.pages.pfn(index)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl GpadlMemory for SharedPages {
+    fn len_bytes(&self) -> usize {
+        Self::len_bytes(self)
+    }
+
+    fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
+        Self::pfn(self, index)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl GpadlMemory for Shared<SharedPages> {
+    fn len_bytes(&self) -> usize {
+        (**self).len_bytes()
+    }
+
+    fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
+        (**self).pfn(index)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,271 @@
+//! Channels on the bus: a provider that opens the host's offers, and the transport of an open channel.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::any::Any;
+
+use super::transport::{
+    GpadlAccess, Instance, OfferFacts, OfferSource, OpenRequest, Opened, Provider, ProviderHandle, Rings, Sink, Target,
+    Transport, UserDefined, sealed,
+};
+use super::{Error, Gone, NtStatus};
+use crate::bus::{self, Bus, ChannelCore, ChannelSink, ChannelState, GpadlMemory, Offer, OpenParameters};
+use crate::fallible::{OutOfMemory, Shared, TryPush, try_box, try_vec_with_capacity};
+use crate::memory::{Mdl, Pfn};
+use crate::platform::{NotMapped, Wait};
+use crate::protocol::GpadlId;
+use crate::ring::{Consumer, Producer};
+use crate::sync::Lock;
+use crate::{Deadline, Instant, Platform};
+
+impl From<bus::Error> for Error {
+    fn from(error: bus::Error) -> Self {
+        match error {
+            bus::Error::NoSuchChannel(_) => Self::NoSuchOffer,
+            bus::Error::Rescinded(_) | bus::Error::Disconnected => Self::Gone(Gone::Rescinded),
+            bus::Error::NotOpen(_) => Self::Gone(Gone::Closed),
+            bus::Error::TimedOut => Self::TimedOut,
+            bus::Error::WouldDeadlock => Self::WouldDeadlock,
+            bus::Error::Refused { status } => Self::Refused(NtStatus(status)),
+            bus::Error::OutOfMemory(error) => Self::OutOfMemory(error),
+            bus::Error::OutOfPages(error) => Self::OutOfPages(error),
+            other => {
+                log::warn!(target: "vmbus::kmcl", "the bus: {other}");
+                Self::Bus
+            }
+        }
+    }
+}
+
+impl sealed::Source for Bus {
+    fn provider(&self) -> Result<ProviderHandle, Error> {
+        let provider: Box<dyn Provider> = try_box(BusProvider { bus: self.clone() })?;
+        Ok(ProviderHandle(provider))
+    }
+}
+
+impl OfferSource for Bus {}
+
+struct BusProvider {
+    bus: Bus,
+}
+
+impl BusProvider {
+    fn is_wanted(&self, offer: &Offer, target: &Target) -> bool {
+        if let Some(channel) = target.channel {
+            return offer.channel == channel;
+        }
+        let of_primary = |primary| {
+            self.bus
+                .offer(primary)
+                .is_some_and(|primary| primary.class == offer.class && primary.instance == offer.instance)
+        };
+        offer.class == target.class
+            && target.primary.map_or(offer.subchannel_index == 0, |primary| {
+                offer.subchannel_index != 0 && of_primary(primary)
+            })
+            && match target.instance {
+                Instance::Any => true,
+                Instance::Only(instance) => offer.instance == instance,
+            }
+    }
+}
+
+impl Provider for BusProvider {
+    fn another(&self) -> Result<Box<dyn Provider>, Error> {
+        let provider: Box<dyn Provider> = try_box(Self { bus: self.bus.clone() })?;
+        Ok(provider)
+    }
+
+    fn platform(&self) -> &'static dyn Platform {
+        self.bus.platform()
+    }
+
+    fn now(&self) -> Instant {
+        self.bus.hypervisor().now()
+    }
+
+    fn poll(&self) {
+        self.bus.look_at_messages();
+    }
+
+    fn open(&self, request: &OpenRequest, sink: Box<dyn Sink>, deadline: Deadline) -> Result<Opened, Error> {
+        let until = deadline.resolve(self.now());
+        let rest = until.map_or(Deadline::Never, Deadline::At);
+        let parameters = OpenParameters {
+            outgoing_pages: u32::try_from(request.outgoing_pages).unwrap_or(u32::MAX),
+            incoming_pages: u32::try_from(request.incoming_pages).unwrap_or(u32::MAX),
+            // Packets are received into memory of the channel.
+            max_packet_bytes: 0,
+            target: request.processor,
+            user_data: request.user_data,
+        };
+        let sink = Shared::try_new(sink)?;
+        let mut outcome = Err(Error::NoSuchOffer);
+        let mut look = || {
+            self.bus.look_at_messages();
+            for offer in self.bus.offers().filter(|offer| self.is_wanted(offer, &request.target)) {
+                match self.bus.open(offer.channel, &parameters, BusSink(sink.clone()), rest) {
+                    // Another driver has it; any other one will do.
+                    Err(bus::Error::InUse(_) | bus::Error::NoSuchChannel(_)) => {}
+                    Ok(channel) => {
+                        outcome = Ok((channel, offer));
+                        return true;
+                    }
+                    Err(error) => {
+                        outcome = Err(error.into());
+                        return true;
+                    }
+                }
+            }
+            false
+        };
+        // The outcome tells whether one was found.
+        let _ = self.platform().wait(&mut Wait::new(&mut look, &|| self.now(), until));
+        let (channel, offer) = outcome?;
+        opened(channel, &offer)
+    }
+}
+
+fn opened(channel: bus::Channel, offer: &Offer) -> Result<Opened, Error> {
+    let pages = channel.ring_pages().ok_or(Error::Gone(Gone::Closed))?;
+    let rings = Rings {
+        outgoing: Producer::attach(pages.first()?).map_err(|_| Error::Corrupt)?,
+        incoming: Consumer::attach(pages.second()?, []).map_err(|_| Error::Corrupt)?,
+    };
+    let transport: Box<dyn Transport> = try_box(BusTransport {
+        platform: channel.bus().platform(),
+        channel,
+        gpadls: Lock::new(Vec::new()),
+    })?;
+    Ok(Opened {
+        rings,
+        transport: Shared::try_new(transport)?,
+        offer: OfferFacts {
+            channel: offer.channel,
+            instance: offer.instance,
+            mmio_megabytes: offer.mmio_megabytes,
+            user_defined: UserDefined(offer.user_defined),
+        },
+    })
+}
+
+struct BusSink(Shared<Box<dyn Sink>>);
+
+impl ChannelSink for BusSink {
+    fn signalled(&self, _: &ChannelCore) {
+        self.0.signalled();
+    }
+
+    fn rescinded(&self, _: &ChannelCore) {
+        self.0.gone(Gone::Rescinded);
+    }
+}
+
+/// The memory of a GPADL, with its page list made once.
+struct SharedMdl {
+    mdl: Mdl,
+    first_offset: usize,
+    pfns: Vec<Pfn>,
+}
+
+impl SharedMdl {
+    fn new(mdl: &Mdl) -> Result<Self, OutOfMemory> {
+        let mut pfns = try_vec_with_capacity(mdl.wire_extent().pages)?;
+        for span in mdl.page_spans() {
+            pfns.try_push(span.pfn)?;
+        }
+        Ok(Self {
+            mdl: mdl.clone(),
+            first_offset: mdl.page_spans().next().map_or(0, |span| span.offset),
+            pfns,
+        })
+    }
+}
+
+impl GpadlMemory for SharedMdl {
+    fn offset_bytes(&self) -> usize {
+        self.first_offset
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.mdl.len()
+    }
+
+    fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
+        self.pfns.get(index).copied().ok_or(NotMapped { address: index })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        &self.mdl
+    }
+}
+
+struct BusTransport {
+    platform: &'static dyn Platform,
+    /// Dropped at the latest with the transport; in its own callback that ends the channel after the callback.
+    channel: bus::Channel,
+    gpadls: Lock<Vec<bus::Gpadl<SharedMdl>>>,
+}
+
+impl Transport for BusTransport {
+    fn signal(&self) {
+        if let Err(error) = self.channel.signal() {
+            log::debug!(target: "vmbus::kmcl", "{}: not signalled: {error}", self.channel.id());
+        }
+    }
+
+    fn schedule(&self) {
+        self.channel.schedule();
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        self.channel.state() == ChannelState::Rescinded
+    }
+
+    fn create_gpadl(&self, mdl: &Mdl, _: GpadlAccess, deadline: Deadline) -> Result<GpadlId, Error> {
+        let ranges = mdl.wire_extent().ranges;
+        if ranges != 1 {
+            // A GPADL has one range: whole pages, but for its two ends.
+            return Err(Error::InvalidExternalData { len: mdl.len(), ranges });
+        }
+        let memory = SharedMdl::new(mdl)?;
+        self.gpadls
+            .lock(self.platform)
+            .try_reserve(1)
+            .map_err(|_| OutOfMemory)?;
+        let gpadl = self.channel.create_gpadl(memory, deadline)?;
+        let id = gpadl.id();
+        self.gpadls.lock(self.platform).try_push(gpadl)?;
+        Ok(id)
+    }
+
+    fn delete_gpadl(&self, gpadl: GpadlId, deadline: Deadline) -> Result<(), Error> {
+        let gpadl = {
+            let mut gpadls = self.gpadls.lock(self.platform);
+            let index = gpadls
+                .iter()
+                .position(|other| other.id() == gpadl)
+                .ok_or(Error::UnknownGpadl)?;
+            gpadls.swap_remove(index)
+        };
+        gpadl.teardown(deadline)?;
+        Ok(())
+    }
+
+    fn close(&self, deadline: Deadline) -> Result<(), Error> {
+        let closed = match self.channel.close(deadline) {
+            // In its own callback: the channel ends when this transport is dropped and the callback has ended.
+            Ok(()) | Err(bus::Error::WouldDeadlock | bus::Error::NotOpen(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        // Memory that the host does not give up in time is kept from use by the bus.
+        let gpadls = core::mem::take(&mut *self.gpadls.lock(self.platform));
+        for gpadl in gpadls {
+            if let Err(error) = gpadl.teardown(deadline) {
+                log::debug!(target: "vmbus::kmcl", "{}: memory is not given back yet: {error}", self.channel.id());
+            }
+        }
+        closed
+    }
+}

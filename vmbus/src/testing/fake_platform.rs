@@ -1,0 +1,839 @@
+//! A platform in the memory of a test: [`FakePlatform`].
+//!
+//! Its guest-physical addresses are never those of the process, and two neighbouring pages of a block are never
+//! neighbours there, so that whoever confuses the two or takes the address of the first page for all of them is found
+//! out. Addresses are never used twice. Pages are zeroed when allocated and poisoned when released; released memory
+//! rests for a while, and a change to it in that time is a recorded fault.
+//!
+//! Time is virtual: it stands in the platform, moves a little with each look at the clock, and a wait moves it on, so that
+//! a time-out of minutes takes no time. [`FakePlatform::use_real_time`] is for tests with threads.
+#![expect(
+    unsafe_code,
+    reason = "hands out raw pages, and gives a model host its way into them"
+)]
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_macros,
+        reason = "runs on a development machine"
+    )
+)]
+
+mod mapping;
+#[cfg(test)]
+mod tests;
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread_local;
+
+use crate::memory::{Gpa, PAGE_SIZE, Pfn};
+use crate::platform::{
+    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TimedOut, Wait,
+};
+
+/// The byte that fills released memory.
+const POISON: u8 = 0xdb;
+/// So many released pages rest before their memory goes back to the heap.
+const QUARANTINE_PAGES: usize = 512;
+/// The first page number that is handed out.
+const FIRST_PFN: u64 = 0x10_0000;
+/// Page numbers are scattered over so many pages.
+const PFN_SPACE: u64 = 1 << 28;
+/// Odd, so that multiplication modulo the power of two above meets each page number once.
+const PFN_SCATTER: u64 = 0x9e3_779b;
+
+/// The other side of the memory: a host, as the platform sees it.
+pub trait HostSide: Sync {
+    /// Lets the host work, as time passes. Returns true if it did something.
+    fn run(&self) -> bool;
+    /// Returns when the host will do something next by itself, in units of 100 ns.
+    fn next_event(&self) -> Option<u64>;
+    /// Tells the host that the guest is about to release these pages, so that it can check that it has no claim to them.
+    fn releasing(&self, page_numbers: &[u64]);
+}
+
+/// An access by guest-physical address that met no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadAccess {
+    /// There never was memory.
+    #[error("there is no memory at guest-physical address {0:#x}")]
+    Nowhere(u64),
+    /// The guest has released that memory.
+    #[error("the memory at guest-physical address {0:#x} was released by the guest")]
+    Released(u64),
+    /// The address of a word is not a multiple of its size.
+    #[error("the word at guest-physical address {0:#x} is not aligned")]
+    Unaligned(u64),
+}
+
+thread_local! {
+    static PROCESSOR: Cell<u32> = const { Cell::new(0) };
+    static DISPATCH_DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// While it lives, the thread is on another processor.
+#[derive(Debug)]
+#[must_use = "the thread is on the processor only as long as this lives"]
+pub struct ProcessorGuard {
+    before: u32,
+}
+
+impl Drop for ProcessorGuard {
+    fn drop(&mut self) {
+        PROCESSOR.set(self.before);
+    }
+}
+
+struct Block {
+    base: NonNull<u8>,
+    page_count: usize,
+    page_numbers: Vec<u64>,
+    source: Source,
+}
+
+/// Where the memory of a block is from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Heap,
+    /// The file that can be mapped twice.
+    File,
+    /// It belongs to the test: it is neither poisoned nor freed.
+    Adopted,
+}
+
+// SAFETY: the pointer is to memory that the block owns (or that a test promised to keep), reached as atomics only.
+unsafe impl Send for Block {}
+
+struct Page {
+    base: NonNull<u8>,
+    /// The part of the page that is there: all of it, except at the edges of adopted memory.
+    present: core::ops::Range<usize>,
+    page_use: PageUse,
+    /// Its number in the file that can be mapped twice.
+    in_file: Option<usize>,
+}
+
+// SAFETY: as for `Block`.
+unsafe impl Send for Page {}
+
+#[derive(Default)]
+struct State {
+    /// By kernel address.
+    blocks: BTreeMap<usize, Block>,
+    /// By page number.
+    pages: BTreeMap<u64, Page>,
+    pages_ever: u64,
+    resting: VecDeque<Block>,
+    resting_pages: usize,
+    fail_at: Option<u64>,
+    fail_from: Option<u64>,
+    faults: Vec<String>,
+    deferred: VecDeque<ProcessorIndex>,
+    host: Option<&'static dyn HostSide>,
+    file: Option<mapping::File>,
+    /// What was mapped twice and not removed: address and pages.
+    double_mappings: BTreeMap<usize, usize>,
+}
+
+type DeferredHandler = Box<dyn Fn(ProcessorIndex) + Send + Sync>;
+
+/// A platform for tests. See the module's documentation.
+pub struct FakePlatform {
+    state: Mutex<State>,
+    deferred_handler: Mutex<Option<&'static DeferredHandler>>,
+    allocations: AtomicU64,
+    live_pages: AtomicUsize,
+    peak_pages: AtomicUsize,
+    processors: AtomicU32,
+    clock: AtomicU64,
+    idle_looks: AtomicU32,
+    real_start: Mutex<Option<std::time::Instant>>,
+}
+
+/// Holds every fake platform, so that a leak checker sees that it is reachable.
+static PLATFORMS: Mutex<Vec<&'static FakePlatform>> = Mutex::new(Vec::new());
+static HANDLERS: Mutex<Vec<&'static DeferredHandler>> = Mutex::new(Vec::new());
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A test that failed with the lock held has said so already.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const fn scattered(number: u64) -> u64 {
+    FIRST_PFN + number.wrapping_mul(PFN_SCATTER) % PFN_SPACE
+}
+
+impl FakePlatform {
+    /// Makes a platform with one processor and no host, for the rest of the process's life.
+    #[must_use]
+    pub fn new() -> &'static Self {
+        let platform: &'static Self = Box::leak(Box::new(Self {
+            state: Mutex::new(State::default()),
+            deferred_handler: Mutex::new(None),
+            allocations: AtomicU64::new(0),
+            live_pages: AtomicUsize::new(0),
+            peak_pages: AtomicUsize::new(0),
+            processors: AtomicU32::new(1),
+            clock: AtomicU64::new(1_000_000),
+            idle_looks: AtomicU32::new(0),
+            real_start: Mutex::new(None),
+        }));
+        locked(&PLATFORMS).push(platform);
+        platform
+    }
+
+    /// Makes a platform whose pages can be mapped twice in a row, or `None` where the system cannot do that.
+    #[must_use]
+    pub fn with_double_mapping() -> Option<&'static Self> {
+        let file = mapping::File::new()?;
+        let platform = Self::new();
+        locked(&platform.state).file = Some(file);
+        Some(platform)
+    }
+
+    /// Returns how many double mappings there are now.
+    #[must_use]
+    pub fn double_mappings(&self) -> usize {
+        locked(&self.state).double_mappings.len()
+    }
+
+    /// Puts a host at the other side. [`super::model::Host`] does this by itself.
+    pub fn attach_host(&self, host: &'static dyn HostSide) {
+        locked(&self.state).host = Some(host);
+    }
+
+    // ----- processors, deferred work
+
+    /// Sets how many processors there are.
+    pub fn set_processor_count(&self, count: u32) {
+        self.processors.store(count, Ordering::Relaxed);
+    }
+
+    /// Returns how many processors there are.
+    #[must_use]
+    pub fn processor_count(&self) -> u32 {
+        self.processors.load(Ordering::Relaxed)
+    }
+
+    /// Puts this thread on processor `index` until the guard is dropped.
+    pub fn on_processor(&self, index: u32) -> ProcessorGuard {
+        debug_assert!(index < self.processor_count(), "a processor that the platform has");
+        ProcessorGuard {
+            before: PROCESSOR.replace(index),
+        }
+    }
+
+    /// Makes `handler` run what was deferred, also during waits, as a kernel would. Without one, the work is only
+    /// recorded, for [`Self::run_deferred`].
+    pub fn set_deferred_handler(&self, handler: impl Fn(ProcessorIndex) + Send + Sync + 'static) {
+        let handler: DeferredHandler = Box::new(handler);
+        let handler: &'static DeferredHandler = Box::leak(Box::new(handler));
+        locked(&HANDLERS).push(handler);
+        *locked(&self.deferred_handler) = Some(handler);
+    }
+
+    /// Takes what was deferred off the queue, oldest first.
+    pub fn take_deferred(&self) -> Vec<ProcessorIndex> {
+        locked(&self.state).deferred.drain(..).collect()
+    }
+
+    /// Runs `work` for each processor for which work was deferred, on that processor, until there is none left. Returns
+    /// how often it ran.
+    pub fn run_deferred(&self, mut work: impl FnMut(ProcessorIndex)) -> usize {
+        let mut runs = 0;
+        loop {
+            let next = locked(&self.state).deferred.pop_front();
+            let Some(processor) = next else { return runs };
+            let _here = self.on_processor(processor.0);
+            work(processor);
+            runs += 1;
+        }
+    }
+
+    /// Returns how many dispatch sections this thread is in.
+    #[must_use]
+    pub fn dispatch_depth() -> usize {
+        DISPATCH_DEPTH.get()
+    }
+
+    // ----- counters and faults
+
+    /// Returns the number of pages that are allocated now.
+    #[must_use]
+    pub fn live_pages(&self) -> usize {
+        self.live_pages.load(Ordering::Relaxed)
+    }
+
+    /// Returns the largest number of pages that were allocated at any time.
+    #[must_use]
+    pub fn peak_pages(&self) -> usize {
+        self.peak_pages.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many times pages were asked for, with or without success.
+    #[must_use]
+    pub fn allocations(&self) -> u64 {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
+    /// Makes the `n`-th allocation from now fail (0: the next one), and only that.
+    pub fn fail_allocation(&self, n: u64) {
+        locked(&self.state).fail_at = Some(self.allocations() + n);
+    }
+
+    /// Makes each allocation from the `n`-th on (0: the next one) fail.
+    pub fn fail_allocations_from(&self, n: u64) {
+        locked(&self.state).fail_from = Some(self.allocations() + n);
+    }
+
+    /// Ends all failing.
+    pub fn stop_failing(&self) {
+        let mut state = locked(&self.state);
+        state.fail_at = None;
+        state.fail_from = None;
+    }
+
+    /// Returns what was done wrong with the platform's memory so far: double releases, writes after a release, accesses of
+    /// the host to memory that is not there.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let mut state = locked(&self.state);
+        let State { resting, faults, .. } = &mut *state;
+        for block in resting.iter_mut() {
+            check_poison(block, faults);
+        }
+        faults.clone()
+    }
+
+    /// Checks that no fault was recorded.
+    ///
+    /// # Panics
+    ///
+    /// If one was.
+    #[track_caller]
+    pub fn assert_no_faults(&self) {
+        let faults = self.faults();
+        assert!(faults.is_empty(), "the platform's memory was misused: {faults:#?}");
+    }
+
+    // ----- time
+
+    /// Returns the time without moving it, in units of 100 ns.
+    #[must_use]
+    pub fn time(&self) -> u64 {
+        let offset = self.clock.load(Ordering::Relaxed);
+        let start = *locked(&self.real_start);
+        start.map_or(offset, |start| {
+            offset + u64::try_from(start.elapsed().as_nanos() / 100).unwrap_or(u64::MAX / 2)
+        })
+    }
+
+    /// Looks at the clock as a guest does. Virtual time moves by one unit with each look, and ever faster if a guest does
+    /// nothing else, so that a loop that waits for a time ends.
+    #[must_use]
+    pub fn look_at_clock(&self) -> u64 {
+        let looks = self.idle_looks.fetch_add(1, Ordering::Relaxed);
+        let step = match looks {
+            0..256 => 1,
+            _ => 1_u64 << ((looks - 256) / 16).min(17),
+        };
+        if locked(&self.real_start).is_none() {
+            self.clock.fetch_add(step, Ordering::Relaxed);
+        }
+        self.time()
+    }
+
+    /// The guest did something else than to look at the clock.
+    pub fn note_activity(&self) {
+        self.idle_looks.store(0, Ordering::Relaxed);
+    }
+
+    /// Moves virtual time on.
+    pub fn advance(&self, duration: Duration) {
+        let units = u64::try_from(duration.as_nanos().div_ceil(100)).unwrap_or(u64::MAX / 2);
+        self.clock.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// Lets time be real from now on: for tests with threads, whose waits must not race through virtual hours.
+    pub fn use_real_time(&self) {
+        *locked(&self.real_start) = Some(std::time::Instant::now());
+    }
+
+    fn is_real_time(&self) -> bool {
+        locked(&self.real_start).is_some()
+    }
+
+    // ----- memory by guest-physical address
+
+    /// Makes memory of the test's own part of the guest's memory, so that it can be translated and reached by the host.
+    ///
+    /// # Safety
+    ///
+    /// The memory stays valid until [`Self::disown`], and nobody holds a reference to it while the host may use it.
+    pub unsafe fn adopt(&self, base: NonNull<u8>, len_bytes: usize) {
+        let mut state = locked(&self.state);
+        let address = base.addr().get();
+        let (mut offset, mut page_numbers) = (0, Vec::new());
+        while offset < len_bytes {
+            let in_page = (address + offset) % PAGE_SIZE;
+            let part = (PAGE_SIZE - in_page).min(len_bytes - offset);
+            let number = state.next_page_number();
+            // The page's base may lie before the memory: it is never touched there.
+            let page_base = base.as_ptr().wrapping_add(offset).wrapping_sub(in_page);
+            let Some(page_base) = NonNull::new(page_base) else {
+                break;
+            };
+            state.pages.insert(
+                number,
+                Page {
+                    base: page_base,
+                    present: in_page..in_page + part,
+                    page_use: PageUse::Data,
+                    in_file: None,
+                },
+            );
+            page_numbers.push(number);
+            offset += part;
+        }
+        let page_count = page_numbers.len();
+        let block = Block {
+            base,
+            page_count,
+            page_numbers,
+            source: Source::Adopted,
+        };
+        state.blocks.insert(address, block);
+    }
+
+    /// Ends what [`Self::adopt`] began.
+    pub fn disown(&self, base: NonNull<u8>) {
+        let mut state = locked(&self.state);
+        match state.blocks.remove(&base.addr().get()) {
+            Some(block) if block.source == Source::Adopted => {
+                for number in &block.page_numbers {
+                    state.pages.remove(number);
+                }
+            }
+            other => {
+                if let Some(block) = other {
+                    state.blocks.insert(block.base.addr().get(), block);
+                }
+                state.fault(format!("memory at {base:?} was disowned but never adopted"));
+            }
+        }
+    }
+
+    /// Reads guest memory as the host does.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAccess`], which is also recorded as a fault.
+    pub fn guest_read(&self, gpa: u64, target: &mut [u8]) -> Result<(), BadAccess> {
+        let mut state = locked(&self.state);
+        state.for_each_byte(gpa, target.len(), |index, byte| {
+            target[index] = byte.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Writes guest memory as the host does.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAccess`], which is also recorded as a fault.
+    pub fn guest_write(&self, gpa: u64, source: &[u8]) -> Result<(), BadAccess> {
+        let mut state = locked(&self.state);
+        state.for_each_byte(gpa, source.len(), |index, byte| {
+            byte.store(source[index], Ordering::Relaxed)
+        })
+    }
+
+    /// Runs `access` on the aligned 32-bit word at a guest-physical address.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAccess`], which is also recorded as a fault.
+    pub fn guest_word32<R>(&self, gpa: u64, access: impl FnOnce(&AtomicU32) -> R) -> Result<R, BadAccess> {
+        let mut state = locked(&self.state);
+        if !gpa.is_multiple_of(4) {
+            return Err(BadAccess::Unaligned(gpa));
+        }
+        state.checked_byte(gpa.wrapping_add(3))?;
+        let at = state.checked_byte(gpa)?;
+        // SAFETY: aligned, present, and alive while the lock is held.
+        Ok(access(unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }))
+    }
+
+    /// Runs `access` on the aligned 64-bit word at a guest-physical address.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAccess`], which is also recorded as a fault.
+    pub fn guest_word64<R>(&self, gpa: u64, access: impl FnOnce(&AtomicU64) -> R) -> Result<R, BadAccess> {
+        let mut state = locked(&self.state);
+        if !gpa.is_multiple_of(8) {
+            return Err(BadAccess::Unaligned(gpa));
+        }
+        state.checked_byte(gpa.wrapping_add(7))?;
+        let at = state.checked_byte(gpa)?;
+        // SAFETY: aligned, present, and alive while the lock is held.
+        Ok(access(unsafe { AtomicU64::from_ptr(at.cast().as_ptr()) }))
+    }
+
+    /// Returns what the page at a guest-physical address was allocated for, or `None` if there is no such page.
+    #[must_use]
+    pub fn page_use(&self, gpa: u64) -> Option<PageUse> {
+        let state = locked(&self.state);
+        state.pages.get(&(gpa / PAGE_SIZE as u64)).map(|page| page.page_use)
+    }
+
+    fn run_deferred_in_wait(&self) -> bool {
+        let handler = *locked(&self.deferred_handler);
+        match handler {
+            Some(handler) if DISPATCH_DEPTH.get() == 0 => self.run_deferred(handler) > 0,
+            _ => false,
+        }
+    }
+}
+
+impl State {
+    fn fault(&mut self, what: String) {
+        self.faults.push(what);
+    }
+
+    const fn next_page_number(&mut self) -> u64 {
+        let number = scattered(self.pages_ever);
+        self.pages_ever += 1;
+        number
+    }
+
+    /// Finds a byte and records a fault if it is not there.
+    fn checked_byte(&mut self, gpa: u64) -> Result<NonNull<u8>, BadAccess> {
+        let offset = usize::try_from(gpa % PAGE_SIZE as u64).unwrap_or(0);
+        let number = gpa / PAGE_SIZE as u64;
+        if let Some(page) = self.pages.get(&number)
+            && page.present.contains(&offset)
+            && let Some(at) = NonNull::new(page.base.as_ptr().wrapping_add(offset))
+        {
+            return Ok(at);
+        }
+        let existed = (0..self.pages_ever)
+            .rev()
+            .take(1 << 16)
+            .any(|ever| scattered(ever) == number);
+        let error = if existed {
+            BadAccess::Released(gpa)
+        } else {
+            BadAccess::Nowhere(gpa)
+        };
+        self.fault(format!("the host's access failed: {error}"));
+        Err(error)
+    }
+
+    /// Looks up each page once, and then goes through its bytes.
+    fn for_each_byte(
+        &mut self,
+        gpa: u64,
+        len: usize,
+        mut access: impl FnMut(usize, &AtomicU8),
+    ) -> Result<(), BadAccess> {
+        let mut done = 0;
+        while done < len {
+            let at = gpa.wrapping_add(done as u64);
+            let start = self.checked_byte(at)?;
+            let in_page = usize::try_from(at % PAGE_SIZE as u64).unwrap_or(0);
+            let part = (PAGE_SIZE - in_page).min(len - done);
+            self.checked_byte(at.wrapping_add(part as u64 - 1))?;
+            for index in 0..part {
+                // SAFETY: both ends of the part are in the same present part of a page.
+                let byte = unsafe { start.add(index) };
+                // SAFETY: memory of a live block, which the lock keeps alive; every access of this side is atomic.
+                access(done + index, unsafe { AtomicU8::from_ptr(byte.as_ptr()) });
+            }
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Finds the block that a kernel address lies in.
+    fn block_at(&self, address: usize) -> Option<&Block> {
+        let (_, block) = self.blocks.range(..=address).next_back()?;
+        let first_page = block.base.addr().get() / PAGE_SIZE;
+        (address / PAGE_SIZE - first_page < block.page_count).then_some(block)
+    }
+
+    fn rest(&mut self, block: Block) {
+        self.resting_pages += block.page_count;
+        self.resting.push_back(block);
+        while self.resting_pages > QUARANTINE_PAGES {
+            let Some(mut oldest) = self.resting.pop_front() else {
+                break;
+            };
+            self.resting_pages -= oldest.page_count;
+            check_poison(&mut oldest, &mut self.faults);
+            if oldest.source == Source::File {
+                // SAFETY: the block is a mapping of its own; a double mapping of it would be used after the release.
+                unsafe { mapping::File::free(oldest.base, oldest.page_count) };
+            } else {
+                // SAFETY: the block is exactly one allocation with this layout, and nothing points to it any more.
+                unsafe { dealloc(oldest.base.as_ptr(), layout_of(oldest.page_count)) };
+            }
+        }
+    }
+}
+
+/// The layout of a block, whose size was checked when it was allocated.
+fn layout_of(page_count: usize) -> Layout {
+    Layout::from_size_align(page_count * PAGE_SIZE, PAGE_SIZE).unwrap_or(Layout::new::<u64>())
+}
+
+fn check_poison(block: &mut Block, faults: &mut Vec<String>) {
+    for offset in 0..block.page_count * PAGE_SIZE {
+        // SAFETY: inside the block.
+        let at = unsafe { block.base.add(offset) };
+        // SAFETY: the block is alive while it rests, and reached as atomics only.
+        let byte = unsafe { AtomicU8::from_ptr(at.as_ptr()) };
+        if byte.swap(POISON, Ordering::Relaxed) != POISON {
+            let number = block.page_numbers[offset / PAGE_SIZE];
+            faults.push(format!(
+                "byte {:#x} of page {number:#x} was written after its release",
+                offset % PAGE_SIZE
+            ));
+            return;
+        }
+    }
+}
+
+// SAFETY: blocks come zeroed and page-aligned from the heap, live until released, and each translation is what this
+// platform's host side uses.
+unsafe impl Platform for FakePlatform {
+    fn allocate_pages(&self, page_count: usize, page_use: PageUse) -> Result<NonNull<u8>, OutOfPages> {
+        self.note_activity();
+        let refused = OutOfPages { page_count };
+        let this = self.allocations.fetch_add(1, Ordering::Relaxed);
+        let mut state = locked(&self.state);
+        if state.fail_at == Some(this) || state.fail_from.is_some_and(|from| this >= from) {
+            return Err(refused);
+        }
+        if page_count == 0 || page_count > 1 << 20 {
+            return Err(refused);
+        }
+        let (base, first_in_file, source) = match &mut state.file {
+            Some(file) => {
+                let (base, first) = file.allocate(page_count).ok_or(refused)?;
+                (base, Some(first), Source::File)
+            }
+            None => {
+                // SAFETY: the size is not zero.
+                let base = unsafe { alloc_zeroed(layout_of(page_count)) };
+                (NonNull::new(base).ok_or(refused)?, None, Source::Heap)
+            }
+        };
+        let mut page_numbers = Vec::with_capacity(page_count);
+        for index in 0..page_count {
+            let number = state.next_page_number();
+            // SAFETY: inside the block.
+            let page_base = unsafe { base.add(index * PAGE_SIZE) };
+            state.pages.insert(
+                number,
+                Page {
+                    base: page_base,
+                    present: 0..PAGE_SIZE,
+                    page_use,
+                    in_file: first_in_file.map(|first| first + index),
+                },
+            );
+            page_numbers.push(number);
+        }
+        let block = Block {
+            base,
+            page_count,
+            page_numbers,
+            source,
+        };
+        state.blocks.insert(base.addr().get(), block);
+        let live = self.live_pages.fetch_add(page_count, Ordering::Relaxed) + page_count;
+        self.peak_pages.fetch_max(live, Ordering::Relaxed);
+        Ok(base)
+    }
+
+    unsafe fn release_pages(&self, base: NonNull<u8>, page_count: usize) {
+        let (host, page_numbers) = {
+            let mut state = locked(&self.state);
+            match state.blocks.get(&base.addr().get()) {
+                Some(block) if block.page_count == page_count && block.source != Source::Adopted => {
+                    (state.host, block.page_numbers.clone())
+                }
+                Some(block) => {
+                    let had = block.page_count;
+                    state.fault(format!("{page_count} pages released of a block of {had}"));
+                    return;
+                }
+                None => {
+                    state.fault(format!("{page_count} pages at {base:?} released, but not allocated"));
+                    return;
+                }
+            }
+        };
+        if let Some(host) = host {
+            host.releasing(&page_numbers);
+        }
+        let mut state = locked(&self.state);
+        let Some(block) = state.blocks.remove(&base.addr().get()) else {
+            return;
+        };
+        for number in &block.page_numbers {
+            state.pages.remove(number);
+        }
+        for offset in 0..page_count * PAGE_SIZE {
+            // SAFETY: inside the block.
+            let at = unsafe { base.add(offset) };
+            // SAFETY: alive until `rest` frees it.
+            unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(POISON, Ordering::Relaxed);
+        }
+        state.rest(block);
+        self.live_pages.fetch_sub(page_count, Ordering::Relaxed);
+    }
+
+    fn translate(&self, address: NonNull<u8>) -> Result<Gpa, NotMapped> {
+        let address = address.addr().get();
+        let state = locked(&self.state);
+        let block = state.block_at(address).ok_or(NotMapped { address })?;
+        let first_page = block.base.addr().get() / PAGE_SIZE;
+        let number = block.page_numbers[address / PAGE_SIZE - first_page];
+        let offset = address % PAGE_SIZE;
+        if !state
+            .pages
+            .get(&number)
+            .is_some_and(|page| page.present.contains(&offset))
+        {
+            return Err(NotMapped { address });
+        }
+        Ok(Gpa::new(number * PAGE_SIZE as u64 + offset as u64))
+    }
+
+    fn current_processor(&self) -> ProcessorIndex {
+        ProcessorIndex(PROCESSOR.get())
+    }
+
+    fn schedule_deferred(&self, processor: ProcessorIndex) {
+        let mut state = locked(&self.state);
+        if !state.deferred.contains(&processor) {
+            state.deferred.push_back(processor);
+        }
+    }
+
+    fn enter_dispatch(&self) -> DispatchToken {
+        let depth = DISPATCH_DEPTH.get();
+        DISPATCH_DEPTH.set(depth + 1);
+        DispatchToken(depth)
+    }
+
+    fn leave_dispatch(&self, token: DispatchToken) {
+        let depth = DISPATCH_DEPTH.get();
+        if depth != token.0 + 1 {
+            let mut state = locked(&self.state);
+            state.fault(format!(
+                "dispatch sections do not nest: depth is {depth}, the token is of depth {}",
+                token.0
+            ));
+        }
+        DISPATCH_DEPTH.set(token.0);
+    }
+
+    fn wait(&self, wait: &mut Wait<'_>) -> Result<(), TimedOut> {
+        if DISPATCH_DEPTH.get() != 0 {
+            let mut state = locked(&self.state);
+            state.fault(String::from("a wait inside a dispatch section"));
+        }
+        let mut step: u64 = 10;
+        loop {
+            self.note_activity();
+            if wait.is_ready() {
+                return Ok(());
+            }
+            let host = locked(&self.state).host;
+            let host_worked = host.is_some_and(HostSide::run);
+            let worked = self.run_deferred_in_wait() || host_worked;
+            if worked {
+                continue;
+            }
+            if wait.is_late() {
+                return if wait.is_ready() { Ok(()) } else { Err(TimedOut) };
+            }
+            if self.is_real_time() {
+                std::thread::yield_now();
+                continue;
+            }
+            // Nobody has anything to do: on to the next thing that happens.
+            let now = self.time();
+            let mut jump = step;
+            step = (step * 2).min(10_000_000);
+            if let Some(left) = wait.remaining() {
+                let left = u64::try_from(left.as_nanos().div_ceil(100)).unwrap_or(u64::MAX);
+                jump = jump.min(left.max(1));
+            }
+            if let Some(event) = host.and_then(HostSide::next_event) {
+                jump = jump.min(event.saturating_sub(now).max(1));
+            }
+            self.clock.fetch_add(jump, Ordering::Relaxed);
+        }
+    }
+
+    fn map_twice(&self, pages: &[Pfn]) -> Result<NonNull<u8>, CannotMapTwice> {
+        let mut state = locked(&self.state);
+        let mut in_file = Vec::with_capacity(pages.len());
+        for page in pages {
+            match state.pages.get(&page.get()) {
+                Some(Page {
+                    in_file: Some(number), ..
+                }) => in_file.push(*number),
+                Some(_) => return Err(CannotMapTwice),
+                None => {
+                    state.fault(format!(
+                        "page {:#x} is to be mapped twice, but it is not allocated",
+                        page.get()
+                    ));
+                    return Err(CannotMapTwice);
+                }
+            }
+        }
+        let mapping = state.file.as_ref().and_then(|file| file.map_twice(&in_file));
+        let base = mapping.ok_or(CannotMapTwice)?;
+        state.double_mappings.insert(base.addr().get(), pages.len());
+        Ok(base)
+    }
+
+    unsafe fn unmap_twice(&self, base: NonNull<u8>, page_count: usize) {
+        let mut state = locked(&self.state);
+        match state.double_mappings.remove(&base.addr().get()) {
+            // SAFETY: made by `map_twice`, with twice as many pages, and removed once.
+            Some(had) if had == page_count => unsafe { mapping::File::unmap(base, page_count * 2) },
+            had => state.fault(format!(
+                "a double mapping of {page_count} pages is removed, but it is one of {had:?}"
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for FakePlatform {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("FakePlatform")
+            .field("live_pages", &self.live_pages())
+            .field("allocations", &self.allocations())
+            .field("time", &self.time())
+            .finish_non_exhaustive()
+    }
+}

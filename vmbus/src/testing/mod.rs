@@ -1,0 +1,20 @@
+//! What helps to test this crate and the code on top of it.
+//!
+//! - [`check_platform`] (always there, needs no allocation) tells the author of a port what is wrong with it. It is meant
+//!   to be called once in the real kernel, before the bus is connected.
+//! - `FakePlatform` (feature `testing`, on a development machine) is a platform in heap memory whose guest-physical
+//!   addresses are neither identical to the kernel's nor contiguous, which counts, poisons, and can be told to fail.
+//! - `model` (as above) is a host: a hypervisor and a VMBus server that were written from the specifications, with
+//!   offsets as literals and none of this crate's wire structures, so that a mistake in those shows.
+//!
+//! On a target without an operating system the feature `testing` adds nothing to what is always there.
+
+mod check;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+mod fake_platform;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+pub mod model;
+
+pub use check::{PlatformFault, PlatformReport, check_platform};
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+pub use fake_platform::{BadAccess, FakePlatform, HostSide, ProcessorGuard};

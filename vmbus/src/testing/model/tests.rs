@@ -1,0 +1,10 @@
+//! The model, driven by a guest that is made of literal bytes only.
+
+mod dynamic_memory;
+mod guest;
+mod misbehaviour;
+mod protocol;
+mod synic;
+mod violations;
+
+use guest::RawGuest;
