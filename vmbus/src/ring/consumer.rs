@@ -316,10 +316,11 @@ pub struct Peek<'c, M> {
 }
 
 impl<'c, M: RingMemory> Peek<'c, M> {
-    #[inline]
+    #[inline(always)]
     fn new(state: &'c mut State, memory: &'c M) -> Result<Self, ReadError> {
         state.refill(memory)?;
         let available = state.available;
+        // The shortest packet has no payload.
         if available < DESCRIPTOR + TRAILER {
             return Err(state.break_ring(Corruption::Fragment { available }).into());
         }
@@ -338,7 +339,7 @@ impl<'c, M: RingMemory> Peek<'c, M> {
     /// One of the four types that [`PacketType`] names.
     #[must_use]
     pub const fn packet_type(&self) -> PacketType {
-        self.descriptor.packet_type
+        self.descriptor.packet_type()
     }
 
     /// The sender's number for the packet.
@@ -350,13 +351,13 @@ impl<'c, M: RingMemory> Peek<'c, M> {
     /// Whether the sender waits for a completion with this packet's transaction id.
     #[must_use]
     pub const fn is_completion_requested(&self) -> bool {
-        self.descriptor.flags.contains(PacketFlags::COMPLETION_REQUESTED)
+        self.descriptor.flags().contains(PacketFlags::COMPLETION_REQUESTED)
     }
 
     /// Bytes of the payload with its padding.
     #[must_use]
     pub const fn payload_len(&self) -> u32 {
-        self.descriptor.payload
+        self.descriptor.payload()
     }
 
     /// Words that [`take_into`](Self::take_into) needs.
@@ -371,12 +372,12 @@ impl<'c, M: RingMemory> Peek<'c, M> {
         let inside = match u32::try_from(bytes.len()) {
             Ok(len) => offset
                 .checked_add(len)
-                .is_some_and(|end| end <= self.descriptor.payload),
+                .is_some_and(|end| end <= self.descriptor.payload()),
             Err(_) => false,
         };
         if inside {
             // Within the packet, which lies within the ring.
-            let start = DESCRIPTOR.wrapping_add(self.descriptor.external).wrapping_add(offset);
+            let start = DESCRIPTOR.wrapping_add(self.descriptor.external()).wrapping_add(offset);
             self.memory
                 .load_bytes(self.state.geometry.advance(self.state.read, start), bytes);
         }
@@ -390,38 +391,50 @@ impl<'c, M: RingMemory> Peek<'c, M> {
     /// [`Corruption::TooLong`] if it does not fit: the peer sends more than what was agreed on. Page lists are checked, too.
     #[inline]
     pub fn take_into<'b>(self, slot: &'b mut [u64]) -> Result<Packet<'b>, ReadError> {
-        let Self {
-            state,
-            memory,
-            descriptor,
-        } = self;
-        let limit = size_of_val(slot);
+        let Self { state, memory, descriptor } = self;
+        let room = slot.len();
         let Some(slot) = slot.get_mut(..descriptor.body() as usize / 8) else {
-            let limit = u32::try_from(limit).unwrap_or(u32::MAX).saturating_add(DESCRIPTOR);
-            let length = descriptor.body().wrapping_add(DESCRIPTOR);
-            return Err(state.break_ring(Corruption::TooLong { length, limit }).into());
+            return Err(state.refuse(descriptor, room));
         };
-        memory.load(state.read.wrapping_add(DESCRIPTOR), slot);
-        match Packet::parse(descriptor, slot.as_bytes()) {
-            Ok(packet) => {
-                state.take(&descriptor);
-                Ok(packet)
-            }
-            Err(corruption) => Err(state.break_ring(corruption).into()),
+        let start = state.read.wrapping_add(DESCRIPTOR);
+        state.take(descriptor);
+        memory.load(start, slot);
+        let body = slot.as_bytes();
+        if descriptor.has_page_list() {
+            return Packet::with_page_list(descriptor, body).map_err(|corruption| state.put_back(descriptor, corruption));
         }
+        Ok(Packet::new(descriptor, body))
     }
 
     /// Takes the packet and throws it away.
     pub const fn skip(self) {
-        self.state.take(&self.descriptor);
+        self.state.take(self.descriptor);
     }
 }
 
 impl State {
     /// Leaves a packet behind; [`Descriptor::decode`] has seen that it lies within what is available.
-    #[inline]
-    const fn take(&mut self, descriptor: &Descriptor) {
+    #[inline(always)]
+    const fn take(&mut self, descriptor: Descriptor) {
         self.read = self.geometry.advance(self.read, descriptor.total());
         self.available = self.available.wrapping_sub(descriptor.total());
+    }
+
+    /// Breaks the ring at a packet that was taken, and leaves it there.
+    #[cold]
+    #[inline(never)]
+    fn put_back(&mut self, descriptor: Descriptor, corruption: Corruption) -> ReadError {
+        // Back by the packet is on by the rest of the ring.
+        self.read = self.geometry.advance(self.read, self.geometry.size().wrapping_sub(descriptor.total()));
+        self.break_ring(corruption).into()
+    }
+
+    /// Breaks the ring at a packet that is longer than what was agreed on: `room` words and the descriptor.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, descriptor: Descriptor, room: usize) -> ReadError {
+        let limit = u32::try_from(room.saturating_mul(8)).unwrap_or(u32::MAX).saturating_add(DESCRIPTOR);
+        let length = descriptor.body().wrapping_add(DESCRIPTOR);
+        self.break_ring(Corruption::TooLong { length, limit }).into()
     }
 }

@@ -21,6 +21,9 @@ pub(super) mod sealed {
     pub trait Sealed {}
 }
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("VMBus exists on 64-bit machines only, and sums of offsets and lengths rely on it");
+
 /// Control words and data of a ring.
 ///
 /// Offsets may lie anywhere below twice the size: they wrap once. An access that is longer than the ring, or starts behind
@@ -38,6 +41,13 @@ pub trait RingMemory: sealed::Sealed {
     /// Stores a whole packet at a multiple of 8: descriptor, payload padded with zeroes, trailer.
     #[inline]
     fn store_packet(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
+        self.store_packet_in_parts(at, descriptor, payload, trailer);
+    }
+
+    /// The same, by the other functions.
+    #[cold]
+    #[inline(never)]
+    fn store_packet_in_parts(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
         self.store_words(at, descriptor);
         self.store_padded(at.wrapping_add(16), payload);
         // The payload is shorter than the ring, whose size fits.
@@ -140,10 +150,10 @@ impl<K> SharedRing<K> {
     }
 
     /// Where `len` bytes at `at` start, if they lie in a row.
-    #[inline]
+    #[inline(always)]
     const fn contiguous(&self, at: u32, len: usize) -> Option<*mut u8> {
-        // `at` has 32 bits and `len` is the length of a slice, at most isize::MAX: the sum fits where pointers have 64 bits.
-        if (at as usize).saturating_add(len) <= self.mapped {
+        // `at` has 32 bits, and `len` is the length of a slice, at most isize::MAX: the sum fits into 64.
+        if (at as usize).wrapping_add(len) <= self.mapped {
             // SAFETY: `at` is at most `mapped`, the length of one mapping that starts at `data`.
             Some(unsafe { self.data.as_ptr().add(at as usize) })
         } else {
@@ -218,6 +228,30 @@ impl<K> RingMemory for SharedRing<K> {
     }
 
     #[inline]
+    fn store_packet(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
+        debug_assert!(at.is_multiple_of(8));
+        let body = padded(payload.len());
+        let Some(start) = self.contiguous(at, body.wrapping_add(24)) else {
+            return self.store_packet_in_parts(at, descriptor, payload, trailer);
+        };
+        let [first, second] = descriptor;
+        // SAFETY: `contiguous` found 16 bytes, the padded payload, and 8 bytes.
+        let second_at = unsafe { start.add(8) };
+        // SAFETY: as above.
+        let body_at = unsafe { start.add(16) };
+        // SAFETY: as above.
+        let trailer_at = unsafe { body_at.add(body) };
+        // SAFETY: valid, and aligned, since `data` is page-aligned and `at` a multiple of 8.
+        unsafe { copy::words::store(start.cast(), first) };
+        // SAFETY: as above.
+        unsafe { copy::words::store(second_at.cast(), second) };
+        // SAFETY: the slice is private, the target valid for its padded length, and aligned.
+        unsafe { store_padded(body_at, payload) };
+        // SAFETY: as above.
+        unsafe { copy::words::store(trailer_at.cast(), trailer) };
+    }
+
+    #[inline]
     fn load_words<const N: usize>(&self, at: u32) -> [u64; N] {
         debug_assert!(at.is_multiple_of(8));
         if let Some(start) = self.contiguous(at, size_of::<[u64; N]>()) {
@@ -237,17 +271,11 @@ impl<K> RingMemory for SharedRing<K> {
     #[inline]
     fn store_padded(&self, at: u32, bytes: &[u8]) {
         debug_assert!(at.is_multiple_of(8));
-        let (whole, tail) = bytes.split_at(bytes.len() & !7);
         if let Some(start) = self.contiguous(at, padded(bytes.len())) {
-            // SAFETY: the slice is private, the target valid for its length rounded up, and aligned.
-            unsafe { copy::to_shared(start, whole.as_ptr(), whole.len()) };
-            if !tail.is_empty() {
-                // SAFETY: the padded length has room for one more word.
-                let end = unsafe { start.add(whole.len()) };
-                // SAFETY: as above, and aligned like `start`.
-                unsafe { copy::words::store(end.cast(), last_word(bytes, tail)) };
-            }
+            // SAFETY: the slice is private, the target valid for its padded length, and aligned.
+            unsafe { store_padded(start, bytes) };
         } else if let Some(split) = self.split(at, padded(bytes.len())) {
+            let (whole, tail) = bytes.split_at(bytes.len() & !7);
             let (front, back) = whole.split_at(split.in_front.min(whole.len()));
             // SAFETY: `front` is no longer than the first part.
             unsafe { copy::to_shared(split.start, front.as_ptr(), front.len()) };
@@ -308,6 +336,24 @@ impl<K> RingMemory for SharedRing<K> {
             unsafe { copy::bytes_from_shared(back.as_mut_ptr(), split.wrapped, back.len()) };
         }
     }
+}
+
+/// Stores bytes, and zeroes up to the next multiple of 8.
+///
+/// # Safety
+///
+/// As for [`copy::to_shared`]; `dst` is valid for the length rounded up to a multiple of 8.
+#[inline(always)]
+unsafe fn store_padded(dst: *mut u8, bytes: &[u8]) {
+    let (whole, tail) = bytes.split_at(bytes.len() & !7);
+    if !tail.is_empty() {
+        // SAFETY: the padded length has room for one more word.
+        let end = unsafe { dst.add(whole.len()) };
+        // SAFETY: as above, and aligned like `dst`.
+        unsafe { copy::words::store(end.cast(), last_word(bytes, tail)) };
+    }
+    // SAFETY: the slice is private, the target valid for its length, and aligned.
+    unsafe { copy::to_shared(dst, whole.as_ptr(), whole.len()) };
 }
 
 /// The word that ends a padded slice: its last 1 to 7 bytes, `tail`, and zeroes.

@@ -85,18 +85,25 @@ fn every_way_of_copying_is_the_same() {
             ("words out", copy::words::from_shared, true),
         ];
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        ways.extend([
-            ("string", copy::x86_64::string as Copy, false),
-            ("vectors", copy::x86_64::vectors, false),
-        ]);
+        {
+            ways.push(("string", copy::x86_64::string, false));
+            ways.push(("words in assembly", copy::x86_64::words, true));
+            #[cfg(target_feature = "sse2")]
+            {
+                ways.push(("vectors", copy::x86_64::vectors, true));
+                if copy::avx::usable() {
+                    ways.push(("AVX", copy::avx::copy, true));
+                }
+            }
+        }
         for (name, way, aligned) in ways {
             if aligned && len % 8 != 0 {
                 continue;
             }
-            for shift in (0..if aligned { 1 } else { 8 }).step_by(step) {
-                let mut to = vec![u64::MAX; len / 8 + 4];
+            for shift in (0..32).step_by(if aligned { 8 } else { step }) {
+                let mut to = vec![u64::MAX; len / 8 + 8];
                 let target = to.as_mut_ptr().cast::<u8>().wrapping_add(8 + shift);
-                // SAFETY: 8 bytes and the shift in front, at least 8 bytes behind; the source is one word longer than `len`.
+                // SAFETY: 8 bytes and the shift in front, at least 23 bytes behind; the source is one word longer than `len`.
                 unsafe { way(target, from.as_ptr().cast(), len) };
                 let to: Vec<u8> = to.iter().flat_map(|word| word.to_le_bytes()).collect();
                 let (front, rest) = to.split_at(8 + shift);
