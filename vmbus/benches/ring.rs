@@ -6,7 +6,10 @@
 //!
 //! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received.
 
-#![expect(unsafe_code, reason = "the floor is a raw memcpy, and pages are mapped by system calls")]
+#![expect(
+    unsafe_code,
+    reason = "the floor is a raw memcpy, and pages are mapped by system calls"
+)]
 #![expect(missing_docs, reason = "a benchmark has no users")]
 
 #[cfg(target_os = "linux")]
@@ -34,8 +37,15 @@ mod linux {
 
     const RING: usize = 256 * 1024;
     /// Payload, packets per commit, and how many times the floor a packet may take.
-    const ROWS: [(usize, usize, f64); 7] =
-        [(8, 1, 4.5), (64, 1, 2.3), (64, 16, 2.4), (256, 16, 1.25), (1500, 16, 1.2), (4096, 8, 1.1), (16384, 4, 1.05)];
+    const ROWS: [(usize, usize, f64); 7] = [
+        (8, 1, 4.5),
+        (64, 1, 2.3),
+        (64, 16, 2.4),
+        (256, 16, 1.25),
+        (1500, 16, 1.2),
+        (4096, 8, 1.1),
+        (16384, 4, 1.05),
+    ];
 
     /// A ring-sized buffer for the floor.
     #[repr(C, align(64))]
@@ -58,7 +68,13 @@ mod linux {
             let scratch = vec![0; payload.div_ceil(8)].into_boxed_slice();
             let consumer = Consumer::attach(ring(), scratch).expect("a fresh ring");
             let payload = (0..payload).map(|n| n.to_le_bytes()[0] ^ 0x5a).collect();
-            Self { producer, consumer, payload, batch, signals: 0 }
+            Self {
+                producer,
+                consumer,
+                payload,
+                batch,
+                signals: 0,
+            }
         }
 
         #[inline(never)]
@@ -66,7 +82,9 @@ mod linux {
             for batch in 0..batches as u64 {
                 for _ in 0..self.batch {
                     let header = Header::in_band_with_completion(batch);
-                    self.producer.send(header, black_box(&self.payload)).expect("there is room");
+                    self.producer
+                        .send(header, black_box(&self.payload))
+                        .expect("there is room");
                 }
                 self.signals += usize::from(self.producer.commit().is_needed());
                 for _ in 0..self.batch {
@@ -80,7 +98,9 @@ mod linux {
         /// What arrives is what was sent, with its padding.
         fn verify(&mut self) {
             for id in 0..3 * RING / (self.payload.len() + 24) {
-                self.producer.send(Header::in_band_with_completion(id as u64), &self.payload).expect("there is room");
+                self.producer
+                    .send(Header::in_band_with_completion(id as u64), &self.payload)
+                    .expect("there is room");
                 let _ = self.producer.commit();
                 let packet = self.consumer.next().expect("a packet");
                 assert_eq!(packet.transaction_id(), id as u64);
@@ -104,7 +124,13 @@ mod linux {
     impl Floor {
         fn new(payload: usize, batch: usize) -> Self {
             let len = payload.next_multiple_of(8) + 24;
-            Self { ring: Box::new(Buffer([0; RING])), packet: vec![0x5a; len], out: vec![0; len], at: 0, batch }
+            Self {
+                ring: Box::new(Buffer([0; RING])),
+                packet: vec![0x5a; len],
+                out: vec![0; len],
+                at: 0,
+                batch,
+            }
         }
 
         #[inline(never)]
@@ -167,7 +193,10 @@ mod linux {
             masked = masked.min(time(count, || {
                 for id in 0..count as u64 {
                     let header = Header::in_band_with_completion(id);
-                    bench.producer.send(header, black_box(&bench.payload)).expect("there is room");
+                    bench
+                        .producer
+                        .send(header, black_box(&bench.payload))
+                        .expect("there is room");
                     bench.signals += usize::from(bench.producer.commit().is_needed());
                     bench.consumer.mask();
                     black_box(bench.consumer.next().expect("a packet").payload());
@@ -196,7 +225,10 @@ mod linux {
             }
         }
         let (plain, masked) = masking(&pages);
-        println!("ring masked 64x1: {masked:.1} ns, without masking {plain:.1} ns, difference {:.1} ns", masked - plain);
+        println!(
+            "ring masked 64x1: {masked:.1} ns, without masking {plain:.1} ns, difference {:.1} ns",
+            masked - plain
+        );
         println!("{missed} of {} rows above their goal", 2 * ROWS.len());
     }
 }

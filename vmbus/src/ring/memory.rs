@@ -40,23 +40,23 @@ pub trait RingMemory: sealed::Sealed {
 
     /// Stores a whole packet at a multiple of 8: descriptor, payload padded with zeroes, trailer.
     #[inline]
-    fn store_packet(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
-        self.store_packet_in_parts(at, descriptor, payload, trailer);
+    fn store_packet(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
+        self.store_packet_in_parts(at, first, second, payload, trailer);
     }
 
     /// The same, by the other functions.
     #[cold]
     #[inline(never)]
-    fn store_packet_in_parts(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
-        self.store_words(at, descriptor);
+    fn store_packet_in_parts(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
+        self.store_words(at, [first, second]);
         self.store_padded(at.wrapping_add(16), payload);
         // The payload is shorter than the ring, whose size fits.
         let end = u32::try_from(padded(payload.len())).unwrap_or(u32::MAX);
         self.store_words(at.wrapping_add(16).wrapping_add(end), [trailer]);
     }
 
-    /// Loads words from a multiple of 8, each once.
-    fn load_words<const N: usize>(&self, at: u32) -> [u64; N];
+    /// Loads two words from a multiple of 8, each once.
+    fn load_pair(&self, at: u32) -> [u64; 2];
 
     /// Stores bytes at a multiple of 8, and zeroes up to the next one.
     fn store_padded(&self, at: u32, bytes: &[u8]);
@@ -161,7 +161,27 @@ impl<K> SharedRing<K> {
         }
     }
 
-    /// The same where they do not lie in a row: where they start, how many lie in front of the end, and the data's start, where
+    #[cold]
+    #[inline(never)]
+    fn load_pair_in_parts(&self, at: u32) -> [u64; 2] {
+        let mut words = [0; 2];
+        self.load_in_parts(at, &mut words);
+        words
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_in_parts(&self, at: u32, words: &mut [u64]) {
+        if let Some(split) = self.split(at, size_of_val(words)) {
+            let (front, back) = words.split_at_mut((split.in_front / 8).min(words.len()));
+            // SAFETY: the slice is private and aligned, the first part has this length, and is aligned.
+            unsafe { copy::from_shared(front.as_mut_ptr().cast(), split.start, size_of_val(front)) };
+            // SAFETY: the same for the second part.
+            unsafe { copy::from_shared(back.as_mut_ptr().cast(), split.wrapped, size_of_val(back)) };
+        }
+    }
+
+    /// Where an access lies whose bytes do not lie in a row: where they start, how many lie in front of the end, and the data's start, where
     /// they go on.
     #[cold]
     #[inline(never)]
@@ -227,14 +247,13 @@ impl<K> RingMemory for SharedRing<K> {
         }
     }
 
-    #[inline]
-    fn store_packet(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
+    #[inline(always)]
+    fn store_packet(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
         debug_assert!(at.is_multiple_of(8));
         let body = padded(payload.len());
         let Some(start) = self.contiguous(at, body.wrapping_add(24)) else {
-            return self.store_packet_in_parts(at, descriptor, payload, trailer);
+            return self.store_packet_in_parts(at, first, second, payload, trailer);
         };
-        let [first, second] = descriptor;
         // SAFETY: `contiguous` found 16 bytes, the padded payload, and 8 bytes.
         let second_at = unsafe { start.add(8) };
         // SAFETY: as above.
@@ -251,21 +270,19 @@ impl<K> RingMemory for SharedRing<K> {
         unsafe { copy::words::store(trailer_at.cast(), trailer) };
     }
 
-    #[inline]
-    fn load_words<const N: usize>(&self, at: u32) -> [u64; N] {
+    #[inline(always)]
+    fn load_pair(&self, at: u32) -> [u64; 2] {
         debug_assert!(at.is_multiple_of(8));
-        if let Some(start) = self.contiguous(at, size_of::<[u64; N]>()) {
-            core::array::from_fn(|index| {
-                // SAFETY: within the N words that `contiguous` found.
-                let from = unsafe { start.add(index.wrapping_mul(8)) };
-                // SAFETY: valid, and aligned, since `data` is page-aligned and `at` a multiple of 8.
-                unsafe { copy::words::load(from.cast()) }
-            })
-        } else {
-            let mut words = [0; N];
-            self.load(at, &mut words);
-            words
-        }
+        let Some(start) = self.contiguous(at, 16) else {
+            return self.load_pair_in_parts(at);
+        };
+        // SAFETY: `contiguous` found 16 bytes.
+        let next = unsafe { start.add(8) };
+        // SAFETY: valid, and aligned, since `data` is page-aligned and `at` a multiple of 8.
+        let first = unsafe { copy::words::load(start.cast()) };
+        // SAFETY: as above.
+        let second = unsafe { copy::words::load(next.cast()) };
+        [first, second]
     }
 
     #[inline]
@@ -308,19 +325,15 @@ impl<K> RingMemory for SharedRing<K> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn load(&self, at: u32, words: &mut [u64]) {
         debug_assert!(at.is_multiple_of(8));
         let len = size_of_val(words);
         if let Some(start) = self.contiguous(at, len) {
             // SAFETY: the slice is private and aligned, the source valid for its length, and aligned.
             unsafe { copy::from_shared(words.as_mut_ptr().cast(), start, len) };
-        } else if let Some(split) = self.split(at, len) {
-            let (front, back) = words.split_at_mut((split.in_front / 8).min(words.len()));
-            // SAFETY: the first part has this length.
-            unsafe { copy::from_shared(front.as_mut_ptr().cast(), split.start, size_of_val(front)) };
-            // SAFETY: the second part has this length.
-            unsafe { copy::from_shared(back.as_mut_ptr().cast(), split.wrapped, size_of_val(back)) };
+        } else {
+            self.load_in_parts(at, words);
         }
     }
 

@@ -78,14 +78,13 @@ impl Header {
         }
     }
 
-    /// The descriptor as two words; both lengths are multiples of 8 and at most [`MAX_LENGTH`].
+    /// The first word of the descriptor; the second is the id. Both lengths are multiples of 8 and at most [`MAX_LENGTH`].
     #[inline]
-    pub(super) const fn encode(self, data_offset: u32, length: u32) -> [u64; 2] {
-        let first = self.packet_type.0 as u64
+    pub(super) const fn encode(self, data_offset: u32, length: u32) -> u64 {
+        self.packet_type.0 as u64
             | (data_offset as u64 / 8) << 16
             | (length as u64 / 8) << 32
-            | (self.flags.bits() as u64) << 48;
-        [first, self.transaction_id]
+            | (self.flags.bits() as u64) << 48
     }
 }
 
@@ -109,42 +108,43 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    /// Checks everything that a descriptor can tell: the packet and its trailer lie within `available` bytes, the payload
-    /// within the packet; type and flags exist.
+    /// Two words of a ring, unchecked.
     #[inline(always)]
-    pub(super) fn decode([first, transaction_id]: [u64; 2], available: u32) -> Result<Self, Corruption> {
+    pub(super) const fn new([first, transaction_id]: [u64; 2]) -> Self {
+        Self { first, transaction_id }
+    }
+
+    /// Whether this is a packet as most are, valid in all but its length: in-band or a completion, with the payload right behind
+    /// the descriptor.
+    #[inline(always)]
+    pub(super) const fn is_usual(self) -> bool {
         /// Everything but the length and the one flag.
         const FIXED: u64 = 0xfffe_0000_ffff_ffff;
         const IN_BAND: u64 = 2 << 16 | PacketType::IN_BAND.0 as u64;
         const COMPLETION: u64 = 2 << 16 | PacketType::COMPLETION.0 as u64;
-        let descriptor = Self { first, transaction_id };
-        let length = descriptor.length();
-        // The usual packet: nothing between descriptor and payload. Two comparisons check all of it.
-        let usual = first & FIXED == IN_BAND || first & FIXED == COMPLETION;
-        // At most 16 bits times 8, plus 8: fits.
-        if usual && length >= DESCRIPTOR && length.wrapping_add(TRAILER) <= available {
-            return Ok(descriptor);
-        }
-        descriptor.check(available)
+        let fixed = self.first & FIXED;
+        (fixed == IN_BAND || fixed == COMPLETION) && self.length() >= DESCRIPTOR
     }
 
-    /// The same for all packets, one by one.
-    #[cold]
-    #[inline(never)]
-    fn check(self, available: u32) -> Result<Self, Corruption> {
+    /// Checks everything that a descriptor can tell: the packet and its trailer lie within `available` bytes, the payload
+    /// within the packet; type and flags exist.
+    pub(super) fn check(self, available: u32) -> Result<Self, Corruption> {
         let raw: PacketDescriptor = zerocopy::transmute!([self.first, self.transaction_id]);
         let (data_offset8, length8) = (raw.data_offset8.get(), raw.length8.get());
         if self.data_offset() < DESCRIPTOR || data_offset8 > length8 {
             return Err(Corruption::DataOffset { data_offset8, length8 });
         }
-        if self.length().wrapping_add(TRAILER) > available {
+        // At most 16 bits times 8, plus 8: fits.
+        if self.total() > available {
             return Err(Corruption::Length { length8, available });
         }
         if !PacketFlags::all().contains(self.flags()) {
             return Err(Corruption::Flags { raw: raw.flags.get() });
         }
         match self.packet_type() {
-            PacketType::IN_BAND | PacketType::COMPLETION | PacketType::GPA_DIRECT | PacketType::TRANSFER_PAGES => Ok(self),
+            PacketType::IN_BAND | PacketType::COMPLETION | PacketType::GPA_DIRECT | PacketType::TRANSFER_PAGES => {
+                Ok(self)
+            }
             raw => Err(Corruption::PacketType { raw }),
         }
     }

@@ -87,12 +87,14 @@ impl<M: RingMemory> Producer<M> {
     /// # Errors
     ///
     /// [`WriteError::Full`] now, [`WriteError::TooLarge`] or [`WriteError::Corrupt`] for ever. Nothing is staged then.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, header: Header, payload: &[u8]) -> Result<(), WriteError> {
         let claim = self.state.claim(&self.memory, padded(payload.len()))?;
         self.state.stage(claim.total());
         let trailer = u64::from(claim.start) << 32;
-        self.memory.store_packet(claim.start, header.encode(DESCRIPTOR, claim.length), payload, trailer);
+        let first = header.encode(DESCRIPTOR, claim.length);
+        self.memory
+            .store_packet(claim.start, first, header.transaction_id, payload, trailer);
         Ok(())
     }
 
@@ -149,11 +151,20 @@ impl<M: RingMemory> Producer<M> {
         external: usize,
         payload: usize,
     ) -> Result<Reservation<'_, M>, WriteError> {
-        let claim = self.state.claim(&self.memory, padded(external).saturating_add(padded(payload)))?;
+        let claim = self
+            .state
+            .claim(&self.memory, padded(external).saturating_add(padded(payload)))?;
         // The claim found room for both: they fit.
         let external = u32::try_from(padded(external)).unwrap_or(0);
         let payload = u32::try_from(payload).unwrap_or(0);
-        Ok(Reservation::new(&mut self.state, &self.memory, header, claim, external, payload))
+        Ok(Reservation::new(
+            &mut self.state,
+            &self.memory,
+            header,
+            claim,
+            external,
+            payload,
+        ))
     }
 
     /// Forgets all staged packets.
@@ -161,7 +172,9 @@ impl<M: RingMemory> Producer<M> {
         let state = &mut self.state;
         if state.fault.is_none() {
             // What was staged had been taken out of the room.
-            state.room = state.room.wrapping_add(state.geometry.distance(state.committed, state.write));
+            state.room = state
+                .room
+                .wrapping_add(state.geometry.distance(state.committed, state.write));
         }
         state.write = state.committed;
     }
@@ -201,10 +214,7 @@ impl<M: RingMemory> Producer<M> {
     pub fn wait_for_room(&mut self, needed: u32) -> Result<Room, WriteError> {
         let limit = self.state.geometry.capacity();
         if needed > limit {
-            return Err(WriteError::TooLarge {
-                needed,
-                limit,
-            });
+            return Err(WriteError::TooLarge { needed, limit });
         }
         // Not larger than the limit, which is a multiple of 8: fits.
         let needed = needed.wrapping_add(7) & !7;
@@ -313,7 +323,10 @@ impl State {
         }
         // Not more than MAX_LENGTH, which has 19 bits.
         let length = ((body & 0xf_ffff) as u32).wrapping_add(DESCRIPTOR);
-        Ok(Claim { start: self.write, length })
+        Ok(Claim {
+            start: self.write,
+            length,
+        })
     }
 
     /// Looks for room in shared memory, and says why there is none.
@@ -323,7 +336,12 @@ impl State {
         let limit = self.limit();
         let needed = match u32::try_from(total) {
             Ok(needed) if needed <= limit => needed,
-            needed => return Err(WriteError::TooLarge { needed: needed.unwrap_or(u32::MAX), limit }),
+            needed => {
+                return Err(WriteError::TooLarge {
+                    needed: needed.unwrap_or(u32::MAX),
+                    limit,
+                });
+            }
         };
         self.refresh(memory)?;
         if needed > self.room {

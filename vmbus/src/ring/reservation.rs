@@ -32,12 +32,24 @@ pub struct Reservation<'p, M> {
 
 impl<'p, M: RingMemory> Reservation<'p, M> {
     #[inline]
-    pub(super) const fn new(state: &'p mut State, memory: &'p M, header: Header, claim: Claim, external: u32, payload: u32) -> Self {
+    pub(super) const fn new(
+        state: &'p mut State,
+        memory: &'p M,
+        header: Header,
+        claim: Claim,
+        external: u32,
+        payload: u32,
+    ) -> Self {
         Self {
             state,
             memory,
             header,
-            claim, external, listed: 0, filled: 0, payload }
+            claim,
+            external,
+            listed: 0,
+            filled: 0,
+            payload,
+        }
     }
 
     /// Bytes of the payload that are still to be written.
@@ -54,9 +66,7 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
     pub fn write_external(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         let len = fitting(bytes.len(), self.external.wrapping_sub(self.listed))?;
         if !bytes.len().is_multiple_of(8) {
-            return Err(WriteError::OutOfBounds {
-                excess: len % 8,
-            });
+            return Err(WriteError::OutOfBounds { excess: len % 8 });
         }
         self.memory
             .store_padded(self.at(DESCRIPTOR.wrapping_add(self.listed)), bytes);
@@ -104,8 +114,13 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
             self.zero_up_to(end);
         }
         let data_offset = self.payload_offset();
-        self.memory
-            .store_words(self.claim.start, self.header.encode(data_offset, self.claim.length));
+        self.memory.store_words(
+            self.claim.start,
+            [
+                self.header.encode(data_offset, self.claim.length),
+                self.header.transaction_id,
+            ],
+        );
         self.memory
             .store_words(self.at(self.claim.length), [u64::from(self.claim.start) << 32]);
         self.state.stage(self.claim.total());

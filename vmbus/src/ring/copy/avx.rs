@@ -95,6 +95,8 @@ pub(in crate::ring) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
             "jae 4b",
             // What is left, less 128: the low bits are those of the length.
             "5:",
+            "test {len:l}, 120",
+            "jz 9f",
             "test {len:l}, 64",
             "jz 6f",
             "vmovdqu ymm0, [{src}]",

@@ -11,7 +11,10 @@
 //! read once. The limits between the ways are measured ones (`cargo bench`).
 
 // The functions of this module are for `memory`, which has checked pointers and lengths before.
-#![expect(unsafe_code, reason = "copies through raw pointers to shared memory are what this module is for")]
+#![expect(
+    unsafe_code,
+    reason = "copies through raw pointers to shared memory are what this module is for"
+)]
 
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2", not(miri)))]
 pub(super) mod avx;

@@ -301,7 +301,11 @@ fn r5_page_lists_that_cannot_be_are_corruption() {
     let cases: [(u32, u32); 6] = [(0, 0), (1, 4096), (1, u32::MAX), (4097, 0), (4096, 1), (u32::MAX, 4095)];
     for (byte_count, byte_offset) in cases {
         let bad = range(byte_count.into(), byte_offset.into());
-        let expected = |index| Corruption::GpaRange { index, byte_count, byte_offset };
+        let expected = |index| Corruption::GpaRange {
+            index,
+            byte_count,
+            byte_offset,
+        };
         assert_eq!(gpa_direct(&[count(1), bad, 0]), expected(0));
         assert_eq!(gpa_direct(&[count(2), range(1, 0), 0, bad, 0]), expected(1));
     }
@@ -309,7 +313,8 @@ fn r5_page_lists_that_cannot_be_are_corruption() {
     let expected = Corruption::GpaRange {
         index: 1,
         byte_count: 0,
-        byte_offset: 0 };
+        byte_offset: 0,
+    };
     assert_eq!(gpa_direct(&[count(2), range(8193, 0), 1, 2, 3]), expected);
 
     let transfer = |external: &[u64]| {
@@ -359,7 +364,8 @@ fn r5_transfer_ranges_lie_in_the_buffer() {
         let expected = Corruption::TransferRange {
             index: 1,
             byte_count,
-            byte_offset };
+            byte_offset,
+        };
         assert_eq!(checked, if inside { Ok(2) } else { Err(expected) });
     }
 }
