@@ -7,8 +7,8 @@
 //!   target has them, words and a string move where it has none, as in a kernel built without floating point;
 //! - on other machines, and under miri: atomic words for all lengths.
 //!
-//! What arrives may be torn between old and new content; it is never undefined, and it is private from then on. Each byte is
-//! read once. The limits between the ways are measured ones (`cargo bench`).
+//! What arrives may be torn between old and new content; it is never undefined, and it is private from then on. Each
+//! shared byte is read once. The limits between the ways are measured ones (`cargo bench`).
 
 // The functions of this module are for `memory`, which has checked pointers and lengths before.
 #![expect(
@@ -33,9 +33,12 @@ pub(super) mod x86_64;
 pub(super) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize) {
     debug_assert!(dst.addr().is_multiple_of(8) && len.is_multiple_of(8));
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if len > 16 {
+    if len > x86_64::INLINE_AT_MOST {
         // SAFETY: the same conditions.
-        return unsafe { opaque(dst, src, len) };
+        return unsafe { x86_64::long_to_shared(dst, src, len) };
+    } else if len > 16 {
+        // SAFETY: the same conditions.
+        return unsafe { x86_64::short(dst, src, len) };
     }
     // SAFETY: the same conditions.
     unsafe { words::to_shared(dst, src, len) }
@@ -52,30 +55,15 @@ pub(super) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize) {
 pub(super) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usize) {
     debug_assert!(dst.addr().is_multiple_of(8) && src.addr().is_multiple_of(8) && len.is_multiple_of(8));
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if len > 16 {
+    if len > x86_64::INLINE_AT_MOST {
         // SAFETY: the same conditions.
-        return unsafe { opaque(dst, src, len) };
+        return unsafe { x86_64::long_from_shared(dst, src, len) };
+    } else if len > 16 {
+        // SAFETY: the same conditions.
+        return unsafe { x86_64::short(dst, src, len) };
     }
     // SAFETY: the same conditions.
     unsafe { words::from_shared(dst, src, len) }
-}
-
-/// Copies a whole number of words in either direction.
-///
-/// # Safety
-///
-/// `src` is valid for reads and `dst` for writes of `len` bytes, a multiple of 8; the two do not overlap, and `dst` is aligned
-/// to 8.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-#[inline(always)]
-unsafe fn opaque(dst: *mut u8, src: *const u8, len: usize) {
-    if len <= x86_64::INLINE_AT_MOST {
-        // SAFETY: the same conditions.
-        unsafe { x86_64::short(dst, src, len) };
-    } else {
-        // SAFETY: the same conditions.
-        unsafe { x86_64::long(dst, src, len) };
-    }
 }
 
 /// Copies any number of bytes to any place in shared memory.

@@ -39,18 +39,45 @@ pub(super) unsafe fn short(dst: *mut u8, src: *const u8, len: usize) {
     }
 }
 
-/// Copies a whole number of words by whatever is the fastest for many.
+/// Copies a whole number of words from private memory by whatever is the fastest for many.
 ///
 /// # Safety
 ///
-/// As for [`short`], and `dst` is aligned to 8.
+/// As for [`short`], with more than [`INLINE_AT_MOST`] bytes; `dst` is aligned to 8.
 #[inline(never)]
-pub(super) unsafe fn long(dst: *mut u8, src: *const u8, len: usize) {
+pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
+    #[cfg(target_feature = "sse2")]
+    if super::avx::usable() {
+        const { assert!(super::avx::AT_LEAST <= INLINE_AT_MOST) };
+        // SAFETY: the same conditions, and the processor and its system have AVX.
+        return unsafe { super::avx::to_shared(dst, src, len) };
+    }
+    // SAFETY: the same conditions.
+    unsafe { long(dst, src, len) }
+}
+
+/// Copies a whole number of words from shared memory by whatever is the fastest for many.
+///
+/// # Safety
+///
+/// As for [`short`]; `dst` is aligned to 8.
+#[inline(never)]
+pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
         // SAFETY: the same conditions, and the processor and its system have AVX.
-        return unsafe { super::avx::copy(dst, src, len) };
+        return unsafe { super::avx::from_shared(dst, src, len) };
     }
+    // SAFETY: the same conditions.
+    unsafe { long(dst, src, len) }
+}
+
+/// Copies a whole number of words in either direction without AVX.
+///
+/// # Safety
+///
+/// As for [`short`].
+unsafe fn long(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if len < STRING_RATHER_THAN_VECTORS {
         // SAFETY: the same conditions.

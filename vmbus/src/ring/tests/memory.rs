@@ -92,7 +92,10 @@ fn every_way_of_copying_is_the_same() {
             {
                 ways.push(("vectors", copy::x86_64::vectors, true));
                 if copy::avx::usable() {
-                    ways.push(("AVX", copy::avx::copy, true));
+                    ways.push(("AVX out", copy::avx::from_shared, true));
+                    if len >= copy::avx::AT_LEAST {
+                        ways.push(("AVX in", copy::avx::to_shared, false));
+                    }
                 }
             }
         }
