@@ -44,7 +44,7 @@ pub(super) unsafe fn short(dst: *mut u8, src: *const u8, len: usize) {
 /// # Safety
 ///
 /// As for [`short`], with more than [`INLINE_AT_MOST`] bytes; `dst` is aligned to 8.
-#[inline(never)]
+#[inline]
 pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
@@ -61,7 +61,7 @@ pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
 /// # Safety
 ///
 /// As for [`short`]; `dst` is aligned to 8.
-#[inline(never)]
+#[inline]
 pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
@@ -77,6 +77,7 @@ pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) 
 /// # Safety
 ///
 /// As for [`short`].
+#[inline(never)]
 unsafe fn long(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if len < STRING_RATHER_THAN_VECTORS {
