@@ -1,8 +1,6 @@
 //! The portable copies: relaxed atomics, 64 bits at a time where aligned, else bytes.
 
-#[cfg(any(miri, test, not(target_arch = "x86_64")))]
-use core::sync::atomic::AtomicU8;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 const WORD: usize = size_of::<u64>();
 
@@ -77,7 +75,6 @@ pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usi
 /// # Safety
 ///
 /// As for [`super::to_shared`], without the conditions on alignment and length.
-#[cfg(any(miri, test, not(target_arch = "x86_64")))]
 pub(in crate::ring) unsafe fn bytes_to_shared(dst: *mut u8, src: *const u8, len: usize) {
     for at in 0..len {
         // SAFETY: `at` is below `len`.
@@ -97,7 +94,6 @@ pub(in crate::ring) unsafe fn bytes_to_shared(dst: *mut u8, src: *const u8, len:
 /// # Safety
 ///
 /// As for [`super::from_shared`], without the conditions on alignment and length.
-#[cfg(any(miri, test, not(target_arch = "x86_64")))]
 pub(in crate::ring) unsafe fn bytes_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     for at in 0..len {
         // SAFETY: `at` is below `len`.

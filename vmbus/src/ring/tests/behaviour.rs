@@ -392,7 +392,7 @@ fn r9_waiting_for_room_tells_the_peer_and_looks_again() {
     assert_eq!(
         producer.wait_for_room(u32::MAX),
         Err(WriteError::TooLarge {
-            needed: u32::MAX.into(),
+            needed: u32::MAX,
             limit: 4088
         })
     );
