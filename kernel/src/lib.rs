@@ -6,7 +6,7 @@
 //! - [`arch`]: the processor, exceptions, interrupts; [`memory`]: frames, page tables, heap; [`console`]: text and log; [`time`]: clock,
 //!   deadlines, timer; [`task`]: tasks and deferred work; [`sync`]: the lock that interrupts may take;
 //! - [`acpi`]: the tables that the kernel reads; [`platform`]: which hypervisor there is, and the binding to `vmbus`;
-//! - [`status`]: the table and the report; [`selftest`]: tests inside the guest; [`panic`] and [`end`]: the two ways to stop.
+//! - [`status`]: the table and the report; [`selftest`]: tests inside the guest; [`panic`](mod@panic) and [`end`]: the two ways to stop.
 //!
 //! What is logic runs in unit tests on the development machine; what only makes sense on the machine itself is compiled for it alone.
 #![cfg_attr(not(test), no_std)]

@@ -8,7 +8,7 @@ use super::{DirectTables, FRAMES, MemoryError, PAGE_TABLES, place_region};
 use crate::arch::cpu;
 use boot::{BootInfo, MemoryKind, MemoryMap, MemoryRegion};
 use x86_64::PhysAddr;
-use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr3Flags};
 use x86_64::structures::paging::{PageTable, PhysFrame};
 
 /// Page tables before there is a direct map: frames from a stretch of free memory that is mapped at its own address.
@@ -174,6 +174,12 @@ fn map_memory(mapper: &mut Mapper<EarlyTables<'_>>, map: &MemoryMap) -> Result<(
 }
 
 fn switch_to(root: u64) {
+    // The direct-boot entries have set it; a loader's firmware may not have. Without it the kernel could write to its constants.
+    let cr0 = Cr0::read();
+    if !cr0.contains(Cr0Flags::WRITE_PROTECT) {
+        // SAFETY: Until now everything was mapped writable, so nothing relied on writing to read-only pages.
+        unsafe { Cr0::write(cr0 | Cr0Flags::WRITE_PROTECT) };
+    }
     let frame = PhysFrame::containing_address(PhysAddr::new_truncate(root));
     // SAFETY: The new tables map the image, with the running code and the boot stack, where the old ones map it.
     unsafe { Cr3::write(frame, Cr3Flags::empty()) };
