@@ -2,7 +2,7 @@
 
 use crate::arch::{cpu, port};
 use crate::console::{Style, print_by_force};
-use boot::command_line::Exit;
+use boot::command_line::{Exit, ResetWay};
 use spin::Once;
 
 /// How it ended. The numbers are what `isa-debug-exit` gets; QEMU's status is then `number << 1 | 1`.
@@ -33,6 +33,14 @@ pub fn finish(outcome: Outcome, reason: &str) -> ! {
     }
     say_verdict(outcome, reason);
     machine(outcome)
+}
+
+/// Leaves the host in order and starts the machine anew.
+pub fn restart() -> ! {
+    if let Some(leave) = LEAVE.get() {
+        leave();
+    }
+    crate::power::reset(ResetWay::Acpi)
 }
 
 /// Says the verdict: the last line for machines.

@@ -5,7 +5,7 @@
 //!
 //! - [`arch`]: the processor, exceptions, interrupts; [`memory`]: frames, page tables, heap; [`console`]: text and log; [`time`]: clock,
 //!   deadlines, timer; [`task`]: tasks and deferred work; [`sync`]: the lock that interrupts may take;
-//! - [`acpi`]: the tables that the kernel reads; [`platform`]: which hypervisor there is, and the binding to `vmbus`;
+//! - [`acpi`]: the tables that the kernel reads; [`hyperv`]: the binding to `vmbus`; [`power`]: power off and reset;
 //! - [`status`]: the table and the report; [`selftest`]: tests inside the guest; [`panic`](mod@panic) and [`end`]: the two ways to stop.
 //!
 //! What is logic runs in unit tests on the development machine; what only makes sense on the machine itself is compiled for it alone.
@@ -19,9 +19,9 @@ pub mod console;
 pub mod end;
 #[cfg(target_os = "none")]
 pub mod entry;
+pub mod hyperv;
 pub mod memory;
 pub mod panic;
-pub mod platform;
 pub mod power;
 pub mod run;
 pub mod selftest;

@@ -13,7 +13,7 @@ use crate::arch::cpu;
 use crate::arch::register::PreparedStep;
 use crate::console::{Style, print_by_force};
 use crate::memory::FirmwareMemory;
-use crate::{platform, start};
+use crate::{hyperv, start};
 
 /// Steps that a power-off may take.
 const STEPS: usize = 4;
@@ -45,6 +45,11 @@ pub enum PowerError {
     #[error("a power-off register cannot be mapped")]
     Unreachable,
 }
+
+/// There is no such way to reset this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the machine cannot be reset in this way")]
+pub struct ResetRefused;
 
 /// Finds out how this machine is switched off and reset. Context: task, once.
 ///
@@ -89,7 +94,8 @@ pub fn reset(first: ResetWay) -> ! {
         take(ways.reset.iter());
     }
     if first <= ResetWay::Hypervisor {
-        platform::reset();
+        // If it returns, the next way is tried.
+        let _refused = hyperv::reset();
     }
     print_by_force(Style::Dim, format_args!("reset by triple fault\n"));
     cpu::triple_fault()

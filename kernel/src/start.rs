@@ -30,11 +30,12 @@ pub(crate) fn start(info: &'static BootInfo, parsed: Result<(), crate::entry::St
     use crate::arch::tables;
     use crate::end::{Outcome, finish};
     use crate::memory::stack::Stack;
-    use crate::{console, memory, platform, task, time};
+    use crate::time::rate;
+    use crate::{console, memory, task, time};
 
     tables::start();
     INFO.call_once(|| info);
-    let rate = platform::RateProbe::begin();
+    let rate = rate::RateProbe::begin();
     let mut problems = 0;
     let options = OPTIONS.call_once(|| Options::parse(info.command_line(), |_| problems += 1));
     if options.console == ConsoleChoice::Serial {
@@ -56,6 +57,9 @@ pub(crate) fn start(info: &'static BootInfo, parsed: Result<(), crate::entry::St
     if let Err(error) = memory {
         log::error!("{error}");
         finish(Outcome::Fail, "memory");
+    }
+    if options.console != ConsoleChoice::None {
+        let _found = console::start_framebuffer(&info.framebuffer);
     }
     time::reached("memory");
     match Stack::new(memory::stack::TASK_STACK_PAGES) {

@@ -1,17 +1,24 @@
 //! The status: a table for people, one line of JSON for machines.
 //!
-//! [`Report::collect`] fills in what the kernel knows of itself; the binding to `vmbus` adds the version of the protocol and a
-//! [`Device`] per offer. Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
+//! Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
 //! `instance`, `channel`, `state`), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
 //! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
 //! `interrupts`, `heap_bytes`).
 
 use crate::arch::{apic, interrupts};
 use crate::memory::frames::Statistics;
-use crate::{memory, platform, start, task, time};
+use crate::{hyperv, memory, start, task, time};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
+
+/// Says for machines that a point has been reached, if a machine listens.
+pub fn mark(name: &str, value: fmt::Arguments<'_>) {
+    let options = start::options();
+    if options.report || options.selftests().next().is_some() {
+        crate::println!("@@ mark {name} {value}");
+    }
+}
 
 /// A device on the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,15 +71,16 @@ impl fmt::Display for Value {
 }
 
 impl Report {
-    /// What the kernel knows of itself.
+    /// What the kernel knows of itself and of the bus.
     #[must_use]
     pub fn collect() -> Self {
         let text = |text: &str| Value::Text(text.to_string());
+        let bus = hyperv::bus::connected();
         let processors = crate::selftest::smp::processors().map_or(1, |found| found.ids().len() + found.more);
         Self {
-            hypervisor: platform::hypervisor().to_string(),
-            vmbus_version: None,
-            devices: Vec::new(),
+            hypervisor: hyperv::Description.to_string(),
+            vmbus_version: bus.as_ref().map(|bus| bus.version().to_string()),
+            devices: bus.as_ref().map(hyperv::devices::rows).unwrap_or_default(),
             phases: time::phases(),
             memory: memory::statistics(),
             kernel: [

@@ -8,9 +8,13 @@ pub mod grid;
 pub mod logger;
 pub mod serial;
 
+use self::framebuffer::{PixelFormat, Screen, VideoMemory};
+use crate::memory;
 use crate::sync::IrqMutex;
 use alloc::boxed::Box;
+use boot::info::Framebuffer;
 use core::fmt::{self, Write};
+use core::ptr::NonNull;
 
 /// How a piece of text is meant. A console without colours ignores it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +65,33 @@ pub fn start_serial() -> bool {
     let found = serial.is_some();
     CONSOLES.lock().serial = serial;
     found
+}
+
+/// Returns a byte that has come in at the serial port, if there is one. It does not wait.
+pub fn read_byte() -> Option<u8> {
+    CONSOLES.lock().serial.as_mut().and_then(serial::Serial::read_byte)
+}
+
+/// Takes the framebuffer as a console, if there is one. Returns whether there is.
+#[must_use]
+pub fn start_framebuffer(info: &Framebuffer) -> bool {
+    if !info.is_usable() {
+        return false;
+    }
+    let mapped = memory::map_device(info.address, info.length)
+        .ok()
+        .and_then(|at| NonNull::new(at.cast::<u32>()));
+    #[expect(unsafe_code, reason = "takes over video memory")]
+    // SAFETY: the loader says that this is the framebuffer; it is mapped for writing for good, and nobody else uses it.
+    let memory = mapped.and_then(|base| unsafe { VideoMemory::new(info, base) });
+    let format = PixelFormat {
+        red_mask: info.red_mask,
+        green_mask: info.green_mask,
+        blue_mask: info.blue_mask,
+    };
+    memory
+        .and_then(|memory| Screen::new(memory, format))
+        .is_some_and(|screen| add(Box::new(screen)).is_ok())
 }
 
 /// Adds a console. Returns it if there is no room.

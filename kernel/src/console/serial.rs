@@ -44,6 +44,11 @@ impl<B: Backend> Serial<B> {
         Some(Self { uart, stuck: false })
     }
 
+    /// Returns a byte that has come in, if there is one.
+    pub fn read_byte(&mut self) -> Option<u8> {
+        self.uart.try_receive_byte().ok()
+    }
+
     fn send(&mut self, mut bytes: &[u8]) {
         let mut patience = if self.stuck { 1 } else { PATIENCE };
         while !bytes.is_empty() {

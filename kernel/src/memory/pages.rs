@@ -65,13 +65,52 @@ impl Pages {
                 }
             }
         }
-        match map_frames(frames.iter().copied(), count) {
+        match map_frames(frames.iter().copied(), count, Access::ReadWrite) {
             Ok(start) => Ok(Self { start, count }),
             Err(error) => {
                 give_back(frames);
                 Err(error)
             }
         }
+    }
+
+    /// Takes `count` pages of zeros that can be executed, and not written by us: for what a hypervisor writes.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if there is no memory.
+    pub fn allocate_code(count: usize) -> Result<Self, MemoryError> {
+        let range = super::allocate_frames(count as u64).ok_or(MemoryError::OutOfMemory)?;
+        let frames = range.first.0..range.end();
+        frames.clone().for_each(|frame| super::zero(Frame(frame)));
+        match map_frames(frames.map(Frame), count, Access::ReadExecute) {
+            Ok(start) => Ok(Self { start, count }),
+            Err(error) => {
+                // SAFETY: Taken above and used by nobody.
+                let given = unsafe { super::free_frames(range) };
+                debug_assert!(given.is_ok());
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the first word of a page.
+    #[must_use]
+    pub fn read(&self, page: usize) -> u64 {
+        // SAFETY: The page is ours, mapped, and aligned; others may write to it, so the access is volatile.
+        unsafe { self.word(page).read_volatile() }
+    }
+
+    /// Writes the first word of a page.
+    pub fn write(&self, page: usize, value: u64) {
+        // SAFETY: As for reading.
+        unsafe { self.word(page).write_volatile(value) };
+    }
+
+    fn word(&self, page: usize) -> NonNull<u64> {
+        assert!(page < self.count, "there is no page {page}");
+        // SAFETY: Inside the pages, as just checked.
+        unsafe { self.start.add(page * layout::to_usize(PAGE_SIZE)) }.cast()
     }
 
     /// The first byte.
@@ -156,7 +195,7 @@ impl Mapping {
     /// [`MemoryError`] if there is no room.
     pub fn of(physical: impl Iterator<Item = u64> + Clone) -> Result<Self, MemoryError> {
         let count = physical.clone().count();
-        let start = map_frames(physical.map(Frame::containing), count)?;
+        let start = map_frames(physical.map(Frame::containing), count, Access::ReadWrite)?;
         Ok(Self { start, count })
     }
 
@@ -164,6 +203,24 @@ impl Mapping {
     #[must_use]
     pub const fn as_ptr(&self) -> NonNull<u8> {
         self.start
+    }
+
+    /// Lets go of the mapping without removing it; [`Mapping::from_raw`] takes it again.
+    #[must_use]
+    pub const fn into_raw(self) -> (NonNull<u8>, usize) {
+        let raw = (self.start, self.count);
+        core::mem::forget(self);
+        raw
+    }
+
+    /// Takes a mapping that [`Mapping::into_raw`] let go.
+    ///
+    /// # Safety
+    ///
+    /// Both come from one call of `into_raw`, and are taken once.
+    #[must_use]
+    pub const unsafe fn from_raw(start: NonNull<u8>, count: usize) -> Self {
+        Self { start, count }
     }
 }
 
@@ -176,13 +233,12 @@ impl Drop for Mapping {
 }
 
 /// Maps frames at consecutive addresses.
-fn map_frames(frames: impl Iterator<Item = Frame>, count: usize) -> Result<NonNull<u8>, MemoryError> {
+fn map_frames(frames: impl Iterator<Item = Frame>, count: usize, access: Access) -> Result<NonNull<u8>, MemoryError> {
     let length = count as u64 * PAGE_SIZE;
     let start = RANGES.lock().allocate(length).ok_or(MemoryError::OutOfAddresses)?;
     let mut done = 0;
     for frame in frames {
-        let mapped =
-            super::with_page_tables(|mapper| mapper.map(start + done, frame.address(), PAGE_SIZE, Access::ReadWrite));
+        let mapped = super::with_page_tables(|mapper| mapper.map(start + done, frame.address(), PAGE_SIZE, access));
         if let Err(error) = mapped {
             super::unmap(start, done, |_| ());
             RANGES.lock().free(start, length);

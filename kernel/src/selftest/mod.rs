@@ -1,7 +1,9 @@
 //! Tests that run inside the guest, by name from the command line (`selftest=`). One file each.
 //!
-//! Those here need no bus; [`crate::platform`] adds those that do. A test passes by returning; the panic tests do not return.
+//! A test passes by returning; the panic tests do not return.
 
+pub mod bus;
+pub mod dynamic_memory;
 pub mod exceptions;
 pub mod memory;
 pub mod panics;
@@ -23,8 +25,28 @@ pub struct Test {
     pub run: fn() -> Verdict,
 }
 
-/// The tests that need no bus.
+/// The tests.
 const TESTS: &[Test] = &[
+    Test {
+        name: "connect",
+        run: bus::connect,
+    },
+    Test {
+        name: "reopen",
+        run: bus::reopen,
+    },
+    Test {
+        name: "reconnect",
+        run: bus::reconnect,
+    },
+    Test {
+        name: "balloon",
+        run: dynamic_memory::balloon,
+    },
+    Test {
+        name: "hotadd",
+        run: dynamic_memory::hot_add,
+    },
     Test {
         name: "memory",
         run: memory::run,

@@ -118,6 +118,20 @@ pub fn enter_dispatch() -> Dispatch {
     }
 }
 
+impl Dispatch {
+    /// Lets go of the token without leaving the section; [`Dispatch::leave_from_token`] leaves it.
+    pub(crate) const fn into_token(self) {
+        core::mem::forget(self);
+    }
+
+    /// Leaves a section whose token was let go.
+    pub(crate) fn leave_from_token() {
+        drop(Self {
+            _not_send: core::marker::PhantomData,
+        });
+    }
+}
+
 impl Drop for Dispatch {
     fn drop(&mut self) {
         let last = level().fetch_sub(1, Ordering::Release) == 1;

@@ -3,6 +3,7 @@
 //! The clock is the time stamp counter, whose rate comes from the hypervisor, from CPUID, or from a guess that is told as such. A
 //! better one (Hyper-V's reference TSC page) may take over later: [`use_reference`]. Time never jumps when it does.
 
+pub mod rate;
 pub mod timer;
 
 use crate::arch::cpu;
