@@ -290,8 +290,10 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
             }
             Kind::Err => {
                 let said = String::from_utf8_lossy(&frame.payload).trim_end().to_owned();
-                say(&said);
-                failure = Some(said);
+                if !said.is_empty() {
+                    say(&said);
+                    failure = Some(said);
+                }
             }
             Kind::File => {
                 let end = frame
