@@ -16,7 +16,11 @@ use crate::{harness, scenarios, session};
 
 /// Boots the kernel as a Hyper-V guest and shows what it finds.
 #[derive(Debug, Parser)]
-#[command(name = "cargo run --", args_conflicts_with_subcommands = true)]
+#[command(
+    name = "cargo run --",
+    bin_name = "cargo run --",
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

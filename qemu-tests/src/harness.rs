@@ -26,7 +26,7 @@ use crate::{build, session, tools};
 pub const RESULT: &str = "result.json";
 
 /// The middle Linux has this long to start.
-const START: Duration = Duration::from_secs(180);
+const START: Duration = Duration::from_secs(300);
 /// In real time; a scenario's own deadline is on the clock of its host and comes first unless that host hangs.
 const HANG: Duration = Duration::from_secs(600);
 

@@ -46,6 +46,9 @@ impl Version {
     /// The first QEMU with `hv-balloon`, the device that we drive.
     pub const OLDEST: Self = Self { major: 8, minor: 2 };
 
+    /// The first QEMU whose emulator is known to carry the nested host: with that of 8.2 the guest inside is reset at its start.
+    pub const OLDEST_EMULATOR: Self = Self { major: 10, minor: 0 };
+
     /// Understands the first line of `qemu-system-x86_64 --version`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

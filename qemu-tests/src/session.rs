@@ -259,7 +259,7 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
         &[("kernel".to_owned(), image.to_path_buf())],
         &console,
     )?;
-    let mut patience = Duration::from_secs(180);
+    let mut patience = Duration::from_secs(300);
     let mut step = Some(step);
     let mut terminal = None;
     let mut text = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -290,8 +290,10 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
             }
             Kind::Err => {
                 let said = String::from_utf8_lossy(&frame.payload).trim_end().to_owned();
-                say(&said);
-                failure = Some(said);
+                if !said.is_empty() {
+                    say(&said);
+                    failure = Some(said);
+                }
             }
             Kind::File => {
                 let end = frame

@@ -35,7 +35,7 @@ impl Ground {
     ///
     /// What is missing, and what to install.
     pub fn prepare() -> Result<Self> {
-        let qemu = tools::qemu()?;
+        let qemu = tools::emulator()?;
         let kernel = tools::middle_kernel()?;
         let base = initramfs::base(&qemu, &kernel)?;
         Ok(Self { qemu, kernel, base })

@@ -40,9 +40,10 @@ pub const PACKAGES: apt::Packages = apt::Packages {
 };
 
 /// What to tell people whose machine has neither the programs nor a way for us to get them.
-const INSTALL: &str = "Install QEMU 8.2 or newer with the device hv-balloon, and for machines without KVM a Linux kernel with Hyper-V in KVM:
+const INSTALL: &str = "Install QEMU 8.2 or newer with the device hv-balloon; for machines without KVM, QEMU 10.0 or newer and a Linux kernel with
+Hyper-V in KVM:
   Debian 13 or newer:    apt install qemu-system-x86 ovmf linux-image-cloud-amd64 xz-utils
-  Ubuntu 24.04 or newer: apt install qemu-system-x86 ovmf linux-image-virtual zstd
+  Ubuntu 26.04 or newer: apt install qemu-system-x86 ovmf linux-image-virtual zstd
   Fedora:                dnf install qemu-system-x86-core edk2-ovmf kernel-core xz
   Arch:                  pacman -S qemu-system-x86 edk2-ovmf linux zstd
 Without them no guest can be run; everything else (build, unit tests) works.";
@@ -70,7 +71,7 @@ pub fn folder() -> PathBuf {
 /// Why that is not possible here, and what to install instead.
 pub fn packages() -> Result<PathBuf> {
     let check = |root: &Path| -> Result<()> {
-        usable(&unpacked_qemu(root)?)?;
+        new_enough_to_nest(unpacked_qemu(root)?)?;
         kernel::find(root)?;
         Ok(())
     };
@@ -98,6 +99,30 @@ pub fn qemu() -> Result<Qemu> {
         Err(error) => bail!("{why:#}; and {error:#}"),
     };
     installed_qemu().or_else(unpacked)
+}
+
+/// A QEMU for the nested host, which asks more of it.
+///
+/// # Errors
+///
+/// As [`qemu`].
+pub fn emulator() -> Result<Qemu> {
+    let unpacked = |why: anyhow::Error| match packages() {
+        Ok(root) => unpacked_qemu(&root),
+        Err(error) => bail!("{why:#}; and {error:#}"),
+    };
+    installed_qemu().and_then(new_enough_to_nest).or_else(unpacked)
+}
+
+fn new_enough_to_nest(qemu: Qemu) -> Result<Qemu> {
+    if qemu.version < Version::OLDEST_EMULATOR {
+        bail!(
+            "QEMU {} is there, but a host without KVM needs {}",
+            qemu.version,
+            Version::OLDEST_EMULATOR
+        );
+    }
+    Ok(qemu)
 }
 
 /// A Linux for the nested host.

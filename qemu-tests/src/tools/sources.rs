@@ -139,7 +139,8 @@ impl Family {
     pub const fn good_suites(self) -> &'static [&'static str] {
         match self {
             Self::Debian => &["trixie", "forky", "stable"],
-            Self::Ubuntu => &["noble", "resolute"],
+            // The emulator of 24.04 is too old for the nested host.
+            Self::Ubuntu => &["resolute"],
         }
     }
 
@@ -147,7 +148,7 @@ impl Family {
     const fn old_suites(self) -> &'static [&'static str] {
         match self {
             Self::Debian => &["buster", "bullseye", "bookworm", "oldstable", "oldoldstable"],
-            Self::Ubuntu => &["bionic", "focal", "jammy"],
+            Self::Ubuntu => &["bionic", "focal", "jammy", "noble"],
         }
     }
 
@@ -248,7 +249,7 @@ mod tests {
             ("http://mirror.example/ubuntu", strings(&["noble"]).as_slice())
         );
         assert_eq!(source.components, strings(&["main", "restricted"]));
-        assert_eq!(suites, strings(&["noble", "resolute"]));
+        assert_eq!(suites, strings(&["resolute"]));
     }
 
     #[test]
@@ -262,7 +263,7 @@ mod tests {
             }]
         };
         let suites = |suite: &str| choose(&source(suite), Family::Ubuntu, suite).unwrap().1;
-        assert_eq!(suites("jammy"), strings(&["noble", "resolute"]));
+        assert_eq!(suites("jammy"), strings(&["resolute"]));
         assert_eq!(suites("zesty-zebra")[0], "zesty-zebra");
         assert_eq!(choose(&source("sid"), Family::Debian, "forky").unwrap().1[0], "sid");
         assert_eq!(choose(&source("nodistro"), Family::Debian, "bookworm"), None);
