@@ -1,5 +1,7 @@
 //! The driver: the engine on a channel, [`DynamicMemory`].
 
+#[cfg(test)]
+mod bus_tests;
 #[cfg(all(test, feature = "host"))]
 mod tests;
 
