@@ -1,6 +1,9 @@
 //! The driver: the engine on a channel, [`DynamicMemory`].
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+mod bus_tests;
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 use alloc::boxed::Box;
@@ -110,7 +113,8 @@ impl<P: MemoryPool> DynamicMemory<P> {
             .init_set_transaction_quota(PACKETS_IN_LINE)
             .init_set_maximum_packet_count(1)
             .init_set_maximum_packet_size(MAX_MESSAGE_BYTES)
-            .and_then(|channel| channel.init_set_maximum_external_data(1, 1))
+            .map_err(|refused| refused.error)?
+            .init_set_maximum_external_data(1, 1)
             .map_err(|refused| refused.error)?
             .init_set_state_change_callbacks(callbacks)
             .init_set_process_packet_callback(|channel, packet| channel.context().on_packet(packet))

@@ -43,7 +43,7 @@ impl Bench {
     fn new(pool: TestPool) -> Self {
         let platform = TestPlatform::leak();
         let start = std::time::Instant::now();
-        let clock = move || Instant::from_reference_units(1 + start.elapsed().as_micros() as u64 * 10);
+        let clock = move || Instant::from_reference_units(1 + u64::try_from(start.elapsed().as_micros()).unwrap() * 10);
         let host = Host::new(platform, clock).unwrap();
         let received = Received::default();
         let mut bench = Self {

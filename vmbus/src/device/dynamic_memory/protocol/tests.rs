@@ -278,6 +278,22 @@ fn q12_a_range_count_beyond_the_message_is_refused() {
 }
 
 #[test]
+fn information_of_another_size_is_not_taken_for_the_one_that_is_known() {
+    let mut bytes = [0; 32];
+    bytes[0] = 12;
+    bytes[2] = 32;
+    bytes[12] = 16;
+    for claimed_bytes in [0, 4, 7, 9, 16] {
+        bytes[20] = claimed_bytes;
+        let other = Information::Other {
+            kind: 0,
+            claimed_bytes: claimed_bytes.into(),
+        };
+        assert_eq!(Message::parse(&bytes), Ok((0, Message::Information(other))));
+    }
+}
+
+#[test]
 fn unknown_types_are_not_errors_of_the_host() {
     for message_type in [0, 13, 14, 0x7fff] {
         let mut bytes = [0; 16];
