@@ -129,6 +129,9 @@ impl<C: Context> IncomingPacket<C> {
         let Some(body) = &mut self.body else {
             return Err(Error::NoExternalData);
         };
+        if body.is_pending {
+            return Err(Error::Pending);
+        }
         if body.pinned.is_none() {
             body.pinned = Some(core.external_of(body)?);
         }
@@ -136,6 +139,15 @@ impl<C: Context> IncomingPacket<C> {
             .as_ref()
             .map(|mdl| ExternalData { mdl, read_only })
             .ok_or(Error::NoExternalData)
+    }
+
+    /// Makes the external data look as if it had to be brought in first, until the packet is delivered again: for a server in
+    /// this kernel that is to behave like one whose memory is paged.
+    #[cfg(feature = "host")]
+    pub fn pretend_pending(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.is_pending = true;
+        }
     }
 
     /// Returns the transfer page ranges that the packet names, each with offset and length, once all are known to lie within a
@@ -219,6 +231,7 @@ impl<C: Context> IncomingPacket<C> {
         if let Some(mut body) = self.body.take() {
             let core = self.core();
             body.needs_passive = needs_passive;
+            body.is_pending = false;
             let mut incoming = core.incoming.lock(core.platform);
             incoming.indicated -= 1;
             incoming.held += 1;

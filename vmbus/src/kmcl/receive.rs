@@ -36,6 +36,8 @@ pub(crate) struct IncomingBody {
     pub(crate) context: Vec<u8>,
     /// The external data, once it has been asked for.
     pub(crate) pinned: Option<Mdl>,
+    /// The external data is not there yet.
+    pub(crate) is_pending: bool,
     /// Only to be delivered at `PASSIVE`.
     pub(crate) needs_passive: bool,
     /// Where it was delivered last.
@@ -53,6 +55,7 @@ impl IncomingBody {
             wants_completion: false,
             context: try_vec_of(settings.client_context_size, |_| 0)?,
             pinned: None,
+            is_pending: false,
             needs_passive: false,
             level: Level::Dispatch,
         })
@@ -79,6 +82,7 @@ impl IncomingBody {
         self.list_len = (words * 8).saturating_sub(len);
         self.context.fill(0);
         self.pinned = None;
+        self.is_pending = false;
         self.needs_passive = false;
         Ok(())
     }
