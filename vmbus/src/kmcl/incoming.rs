@@ -1,12 +1,11 @@
 //! Packets that come in: [`IncomingPacket`] (KMCL: `VMBPACKETCOMPLETION`) and the memory that they describe,
 //! [`ExternalData`].
 
-use alloc::boxed::Box;
 use core::fmt;
 
 use super::core::Core;
 use super::counters::{add, subtract};
-use super::receive::{IncomingBody, Ready};
+use super::receive::{IncomingBody, Ready, Slot};
 use super::{Channel, Context, Error, Level, Refused};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
@@ -39,12 +38,12 @@ use crate::ring::External;
 /// }
 /// ```
 pub struct IncomingPacket<C: Context> {
-    body: Option<Box<IncomingBody>>,
+    body: Option<Slot>,
     channel: Channel<C>,
 }
 
 impl<C: Context> IncomingPacket<C> {
-    pub(crate) const fn new(body: Box<IncomingBody>, channel: Channel<C>) -> Self {
+    pub(crate) const fn new(body: Slot, channel: Channel<C>) -> Self {
         Self {
             body: Some(body),
             channel,
@@ -314,7 +313,7 @@ impl ExternalData<'_> {
 
 impl<C: Context> Core<C> {
     /// Completes a packet that was delivered.
-    fn complete(&self, mut body: Box<IncomingBody>, answer: &[u8]) {
+    fn complete(&self, mut body: Slot, answer: &[u8]) {
         // The peer's memory is given up before the peer is told.
         body.pinned = None;
         subtract(&self.counters.incoming_outstanding, 1);
