@@ -32,7 +32,7 @@ fn wait(host: &Host, until: Option<Instant>, mut run: impl FnMut(), mut ready: i
     outcome.is_ok()
 }
 
-fn facts(entry: &Entry) -> OfferFacts {
+const fn facts(entry: &Entry) -> OfferFacts {
     OfferFacts {
         channel: entry.channel,
         instance: entry.instance,

@@ -72,6 +72,7 @@ impl Host {
 
     /// Runs the callbacks of all ends that were signalled, until none is; returns true if there were any. Context: deferred
     /// work, or the main loop.
+    #[expect(clippy::must_use_candidate, reason = "most callers come again anyway")]
     pub fn process(&self) -> bool {
         let mut any = false;
         for _ in 0..ROUNDS {

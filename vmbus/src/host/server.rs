@@ -38,7 +38,7 @@ impl Channel<()> {
 impl<C: Context> DisabledChannel<C> {
     /// Sets class and instance of the offer (`VmbServerChannelInitSetTargetInterfaceId`).
     #[must_use]
-    pub const fn init_set_target_interface_id(self, class: Guid, instance: Guid) -> Self {
+    pub fn init_set_target_interface_id(self, class: Guid, instance: Guid) -> Self {
         self.init_set_target(class, Instance::Only(instance))
     }
 
@@ -64,7 +64,7 @@ impl<C: Context> DisabledChannel<C> {
     /// # Errors
     ///
     /// The channel comes back unchanged with [`Error::InvalidVtl`] for any level but 0.
-    pub fn init_set_target_vtl(self, vtl: u8) -> Result<Self, Refused<Self>> {
+    pub const fn init_set_target_vtl(self, vtl: u8) -> Result<Self, Refused<Self>> {
         if vtl != 0 {
             return Err(Refused {
                 error: Error::InvalidVtl(vtl),
@@ -79,7 +79,7 @@ impl<C: Context> DisabledChannel<C> {
     /// # Errors
     ///
     /// The channel comes back unchanged with [`Error::InvalidFlags`] for any bit.
-    pub fn init_set_server_flags(self, flags: u32) -> Result<Self, Refused<Self>> {
+    pub const fn init_set_server_flags(self, flags: u32) -> Result<Self, Refused<Self>> {
         if flags != 0 {
             return Err(Refused {
                 error: Error::InvalidFlags(flags),
@@ -91,7 +91,7 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Sets the bytes of the offer that its device defines.
     #[must_use]
-    pub const fn init_set_offer_data(mut self, data: [u8; 120]) -> Self {
+    pub fn init_set_offer_data(mut self, data: [u8; 120]) -> Self {
         self.settings.offer_data = UserDefined(data);
         self
     }

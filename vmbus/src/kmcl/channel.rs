@@ -6,10 +6,13 @@ use core::sync::atomic::Ordering;
 use super::core::{Core, Phase};
 use super::outgoing::IfFull;
 use super::packet::Body;
+use super::settings::MAX_RANGES;
 use super::{Context, Counters, DisabledChannel, Error, Level, OutgoingPacket, Refused, Side};
 use crate::Deadline;
 use crate::fallible::Shared;
+use crate::protocol::packet::{PacketFlags, PacketType, TransferPageRange};
 use crate::protocol::{ChannelId, Guid};
+use crate::ring::{ExternalToSend, Header};
 
 /// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.
 ///
@@ -135,6 +138,53 @@ impl<C: Context> Channel<C> {
     /// Nothing was sent: [`Error::PacketTooLarge`], [`Error::TooManyPackets`], [`Error::Gone`].
     pub fn send(&self, payload: &[u8]) -> Result<(), Error> {
         self.core.send_plain(payload, IfFull::Queue)
+    }
+
+    /// Sends a packet that names ranges, each with offset and length, of the buffer `set_id` that both ends know (transfer
+    /// pages). Does not wait in line: the ring has to have room.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was sent: [`Error::RingFull`], [`Error::PacketTooLarge`], [`Error::Gone`], [`Error::InvalidExternalData`] for
+    /// more than 32 ranges.
+    pub fn send_transfer_pages(&self, set_id: u16, ranges: &[(u32, u32)], payload: &[u8]) -> Result<(), Error> {
+        let core = &*self.core;
+        core.may_send(payload.len())?;
+        let mut list = [TransferPageRange {
+            byte_count: 0.into(),
+            byte_offset: 0.into(),
+        }; MAX_RANGES];
+        let Some(used) = list.get_mut(..ranges.len()) else {
+            return Err(Error::InvalidExternalData {
+                len: 0,
+                ranges: ranges.len(),
+            });
+        };
+        for (entry, (offset, len)) in used.iter_mut().zip(ranges) {
+            entry.byte_offset = (*offset).into();
+            entry.byte_count = (*len).into();
+        }
+        let external = ExternalToSend::TransferPages { set_id, ranges: used };
+        let header = Header {
+            packet_type: PacketType::TRANSFER_PAGES,
+            flags: PacketFlags::empty(),
+            transaction_id: 0,
+        };
+        let sent = core
+            .outgoing
+            .lock(core.platform)
+            .try_send_raw(header, &[payload], external, &core.counters)?;
+        if sent { Ok(()) } else { Err(Error::RingFull) }
+    }
+
+    /// Sends any packet, whatever it says.
+    #[cfg(test)]
+    pub(crate) fn send_raw_for_tests(&self, header: Header, pieces: &[&[u8]], external: ExternalToSend<'_>) -> bool {
+        let core = &*self.core;
+        core.outgoing
+            .lock(core.platform)
+            .try_send_raw(header, pieces, external, &core.counters)
+            .unwrap()
     }
 
     /// Takes a packet object from the channel's pool (`VmbPacketAllocate`).

@@ -7,8 +7,8 @@ use super::counters::{LiveCounters, add};
 use super::external::Lent;
 use super::gate::{Gate, Inside};
 use super::outgoing::{IfFull, Outgoing, push_reserved};
-use super::packet::{Body, Waiter};
-use super::receive::{Incoming, IncomingBody, Ready};
+use super::packet::{Body, PacketMemory, Waiter};
+use super::receive::{Incoming, IncomingBody, Ready, Slot};
 use super::settings::{Callbacks, Settings, gone_from};
 use super::transport::{OfferFacts, Provider};
 use super::{Context, Error, Gone, SendFlags, Side};
@@ -257,7 +257,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Takes a free packet.
-    pub(crate) fn take_packet(&self) -> Result<Box<Body<C>>, Error> {
+    pub(crate) fn take_packet(&self) -> Result<PacketMemory<C>, Error> {
         let body = self.outgoing.lock(self.platform).pool.pop();
         body.ok_or_else(|| {
             add(&self.counters.refused, 1);
@@ -266,7 +266,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Puts a packet back, or frees it if it is in the caller's memory.
-    pub(crate) fn free_packet(&self, mut body: Box<Body<C>>) {
+    pub(crate) fn free_packet(&self, mut body: PacketMemory<C>) {
         // Lent memory is given up outside the lock.
         let lent = body.lent.take();
         let outside = self.outgoing.lock(self.platform).put_back(body);
@@ -277,10 +277,10 @@ impl<C: Context> Core<C> {
     /// Sends a packet object with its routine.
     pub(crate) fn send_packet(
         &self,
-        body: Box<Body<C>>,
+        body: PacketMemory<C>,
         payload: &[u8],
         flags: SendFlags,
-    ) -> Result<(), (Error, Box<Body<C>>)> {
+    ) -> Result<(), (Error, PacketMemory<C>)> {
         if let Err(error) = self.may_send(payload.len()) {
             return Err((error, body));
         }
@@ -358,7 +358,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Takes a slot back whose packet is completed; brings `process` back if it waited for one.
-    pub(crate) fn slot_is_free(&self, slot: Box<IncomingBody>) {
+    pub(crate) fn slot_is_free(&self, slot: Slot) {
         let mut incoming = self.incoming.lock(self.platform);
         incoming.put_back(slot);
         let blocked = incoming.blocked && incoming.indicated + incoming.held < incoming.quota;

@@ -93,6 +93,6 @@ impl Lent {
 }
 
 /// A range's header: byte count and byte offset, both below 2^32 by the channel's limits.
-fn header(len: usize, offset: usize) -> [u8; 8] {
+const fn header(len: usize, offset: usize) -> [u8; 8] {
     (len as u64 | (offset as u64) << 32).to_le_bytes()
 }

@@ -1,12 +1,11 @@
 //! Packets that come in: [`IncomingPacket`] (KMCL: `VMBPACKETCOMPLETION`) and the memory that they describe,
 //! [`ExternalData`].
 
-use alloc::boxed::Box;
 use core::fmt;
 
 use super::core::Core;
 use super::counters::{add, subtract};
-use super::receive::{IncomingBody, Ready};
+use super::receive::{IncomingBody, Ready, Slot};
 use super::{Channel, Context, Error, Level, Refused};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
@@ -39,12 +38,12 @@ use crate::ring::External;
 /// }
 /// ```
 pub struct IncomingPacket<C: Context> {
-    body: Option<Box<IncomingBody>>,
+    body: Option<Slot>,
     channel: Channel<C>,
 }
 
 impl<C: Context> IncomingPacket<C> {
-    pub(crate) const fn new(body: Box<IncomingBody>, channel: Channel<C>) -> Self {
+    pub(crate) const fn new(body: Slot, channel: Channel<C>) -> Self {
         Self {
             body: Some(body),
             channel,
@@ -129,6 +128,9 @@ impl<C: Context> IncomingPacket<C> {
         let Some(body) = &mut self.body else {
             return Err(Error::NoExternalData);
         };
+        if body.is_pending {
+            return Err(Error::Pending);
+        }
         if body.pinned.is_none() {
             body.pinned = Some(core.external_of(body)?);
         }
@@ -136,6 +138,15 @@ impl<C: Context> IncomingPacket<C> {
             .as_ref()
             .map(|mdl| ExternalData { mdl, read_only })
             .ok_or(Error::NoExternalData)
+    }
+
+    /// Makes the external data look as if it had to be brought in first, until the packet is delivered again: for a server in
+    /// this kernel that is to behave like one whose memory is paged.
+    #[cfg(feature = "host")]
+    pub fn pretend_pending(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.is_pending = true;
+        }
     }
 
     /// Returns the transfer page ranges that the packet names, each with offset and length, once all are known to lie within a
@@ -219,6 +230,7 @@ impl<C: Context> IncomingPacket<C> {
         if let Some(mut body) = self.body.take() {
             let core = self.core();
             body.needs_passive = needs_passive;
+            body.is_pending = false;
             let mut incoming = core.incoming.lock(core.platform);
             incoming.indicated -= 1;
             incoming.held += 1;
@@ -301,7 +313,7 @@ impl ExternalData<'_> {
 
 impl<C: Context> Core<C> {
     /// Completes a packet that was delivered.
-    fn complete(&self, mut body: Box<IncomingBody>, answer: &[u8]) {
+    fn complete(&self, mut body: Slot, answer: &[u8]) {
         // The peer's memory is given up before the peer is told.
         body.pinned = None;
         subtract(&self.counters.incoming_outstanding, 1);

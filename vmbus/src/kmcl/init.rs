@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use super::core::Core;
-use super::settings::{Callbacks, Name, Settings, share};
+use super::settings::{Callbacks, Name, Notice, PnpFailure, ProcessPacket, ProcessingComplete, Settings, share};
 use super::transport::{Instance, OfferSource, OpenRequest, Provider};
 use super::{Channel, Context, Error, IncomingPacket, Level, Refused, Side, StateChangeCallbacks};
 use crate::Deadline;
@@ -28,8 +28,8 @@ use crate::protocol::{ChannelId, Guid};
 pub struct DisabledChannel<C: Context = ()> {
     pub(crate) side: Side,
     pub(crate) provider: Box<dyn Provider>,
-    pub(crate) settings: Settings,
-    pub(crate) callbacks: Callbacks<C>,
+    pub(crate) settings: Box<Settings>,
+    pub(crate) callbacks: Box<Callbacks<C>>,
     pub(crate) context: Shared<C>,
     pub(crate) out_of_memory: bool,
 }
@@ -63,8 +63,8 @@ impl<C: Context> DisabledChannel<C> {
         Ok(Self {
             side,
             provider,
-            settings: Settings::new(),
-            callbacks: Callbacks::new(),
+            settings: try_box(Settings::new())?,
+            callbacks: try_box(Callbacks::new())?,
             context: Shared::try_new(context)?,
             out_of_memory: false,
         })
@@ -75,8 +75,8 @@ impl<C: Context> DisabledChannel<C> {
         Ok(Self {
             side: core.side,
             provider: core.provider.another()?,
-            settings: core.settings,
-            callbacks: core.callbacks.clone(),
+            settings: try_box(core.settings)?,
+            callbacks: try_box(core.callbacks.clone())?,
             context: core.context.clone(),
             out_of_memory: false,
         })
@@ -104,7 +104,7 @@ impl<C: Context> DisabledChannel<C> {
         processing_complete: impl Fn(&Channel<C>, u32) + Send + Sync + 'static,
     ) -> Self {
         self = self.init_set_process_packet_callback(process_packet);
-        let boxed = try_box(processing_complete).map(|boxed| -> Box<dyn Fn(&Channel<C>, u32) + Send + Sync> { boxed });
+        let boxed = try_box(processing_complete).map(|boxed| -> Box<ProcessingComplete<C>> { boxed });
         self.callbacks.processing_complete = self.keep(boxed);
         self
     }
@@ -115,8 +115,7 @@ impl<C: Context> DisabledChannel<C> {
         mut self,
         process_packet: impl Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync + 'static,
     ) -> Self {
-        let boxed =
-            try_box(process_packet).map(|boxed| -> Box<dyn Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync> { boxed });
+        let boxed = try_box(process_packet).map(|boxed| -> Box<ProcessPacket<C>> { boxed });
         self.callbacks.process_packet = self.keep(boxed);
         self.callbacks.processing_complete = None;
         self
@@ -134,7 +133,7 @@ impl<C: Context> DisabledChannel<C> {
     /// `DISPATCH`.
     #[must_use]
     pub fn init_set_passive_wake(mut self, wake: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
-        let boxed = try_box(wake).map(|boxed| -> Box<dyn Fn(&Channel<C>) + Send + Sync> { boxed });
+        let boxed = try_box(wake).map(|boxed| -> Box<Notice<C>> { boxed });
         self.callbacks.passive_wake = self.keep(boxed);
         self
     }
@@ -142,7 +141,7 @@ impl<C: Context> DisabledChannel<C> {
     /// Sets what is called when the offer was found but could not be connected (`EvtChannelPnpFailure`).
     #[must_use]
     pub fn init_set_pnp_failure_callback(mut self, failed: impl Fn(&C, Error) + Send + Sync + 'static) -> Self {
-        let boxed = try_box(failed).map(|boxed| -> Box<dyn Fn(&C, Error) + Send + Sync> { boxed });
+        let boxed = try_box(failed).map(|boxed| -> Box<PnpFailure<C>> { boxed });
         self.callbacks.pnp_failure = self.keep(boxed);
         self
     }
@@ -206,21 +205,21 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Sets how many bytes each incoming packet has for the driver's use (`VmbChannelInitSetClientContextSize`).
     #[must_use]
-    pub const fn init_set_client_context_size(mut self, bytes: usize) -> Self {
+    pub fn init_set_client_context_size(mut self, bytes: usize) -> Self {
         self.settings.client_context_size = bytes;
         self
     }
 
     /// Sets how many bytes each packet object has for the driver's use (`VmbChannelInitSetInlinePacketContextSize`).
     #[must_use]
-    pub const fn init_set_inline_packet_context_size(mut self, bytes: usize) -> Self {
+    pub fn init_set_inline_packet_context_size(mut self, bytes: usize) -> Self {
         self.settings.inline_packet_context_size = bytes;
         self
     }
 
     /// Has the channel start paused, as `VmbChannelPause` on a disabled channel does, until [`Channel::start`].
     #[must_use]
-    pub const fn pause_when_enabled(mut self) -> Self {
+    pub fn pause_when_enabled(mut self) -> Self {
         self.settings.paused = true;
         self
     }
@@ -243,7 +242,7 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Chooses the offer by class and instance (`VmbClientChannelInitSetTargetPnp`).
     #[must_use]
-    pub const fn init_set_target(mut self, class: Guid, instance: Instance) -> Self {
+    pub fn init_set_target(mut self, class: Guid, instance: Instance) -> Self {
         self.settings.target.class = class;
         self.settings.target.instance = instance;
         self
@@ -251,28 +250,28 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Chooses exactly the offer with this number, whatever its class.
     #[must_use]
-    pub const fn init_set_target_channel(mut self, channel: ChannelId) -> Self {
+    pub fn init_set_target_channel(mut self, channel: ChannelId) -> Self {
         self.settings.target.channel = Some(channel);
         self
     }
 
     /// Chooses a subchannel of this channel, instead of a primary one (`VmbChannelInitSetPrimaryChannel`).
     #[must_use]
-    pub const fn init_set_primary_channel(mut self, primary: ChannelId) -> Self {
+    pub fn init_set_primary_channel(mut self, primary: ChannelId) -> Self {
         self.settings.target.primary = Some(primary);
         self
     }
 
     /// Chooses the processor that the host interrupts for this channel (`VmbClientChannelInitSetTargetProcessorIndex`).
     #[must_use]
-    pub const fn init_set_target_processor_index(mut self, processor: ProcessorIndex) -> Self {
+    pub fn init_set_target_processor_index(mut self, processor: ProcessorIndex) -> Self {
         self.settings.processor = processor;
         self
     }
 
     /// Sets the bytes that the host's device gets with the opening of the channel.
     #[must_use]
-    pub const fn init_set_open_data(mut self, user_data: [u8; 120]) -> Self {
+    pub fn init_set_open_data(mut self, user_data: [u8; 120]) -> Self {
         self.settings.user_data = user_data;
         self
     }
@@ -302,7 +301,7 @@ impl<C: Context> DisabledChannel<C> {
         if self.out_of_memory {
             return Err(OutOfMemory.into());
         }
-        let mut settings = self.settings;
+        let mut settings = *self.settings;
         let least = settings.least_ring_pages();
         settings.incoming_pages = settings.incoming_pages.max(least);
         settings.outgoing_pages = settings.outgoing_pages.max(least);
@@ -310,7 +309,7 @@ impl<C: Context> DisabledChannel<C> {
             self.side,
             self.provider.another()?,
             settings,
-            self.callbacks.clone(),
+            (*self.callbacks).clone(),
             self.context.clone(),
         )?;
         match self.side {

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 
 use super::counters::{LiveCounters, add, subtract};
 use super::external::Lent;
-use super::packet::{Body, Waiter};
-use super::receive::IncomingBody;
+use super::packet::{Body, PacketMemory, Waiter};
+use super::receive::Slot;
 use super::slab::{RequestId, Slab};
 use super::transport::{RingPages, Transport};
 use super::{Context, Error};
@@ -21,7 +21,7 @@ use crate::ring::{Header, Producer, Room, WriteError};
 
 /// A request that waits for its completion: its packet, and who waits.
 pub(crate) struct InFlight<C: Context> {
-    pub(crate) body: Box<Body<C>>,
+    pub(crate) body: PacketMemory<C>,
     pub(crate) waiter: Waiter,
 }
 
@@ -30,9 +30,9 @@ enum Queued<C: Context> {
     /// A request; its packet lies in the table.
     Request(RequestId),
     /// A packet that asks for no completion.
-    Notice(Box<Body<C>>),
+    Notice(PacketMemory<C>),
     /// The answer to the packet that lent its memory, which holds this many bytes of it.
-    Completion(Box<IncomingBody>, usize),
+    Completion(Slot, usize),
 }
 
 /// What to do if the ring is full.
@@ -51,12 +51,12 @@ pub(crate) struct Outgoing<C: Context> {
     pub(crate) flowing: bool,
     pub(crate) table: Slab<InFlight<C>>,
     /// Free packets.
-    pub(crate) pool: Vec<Box<Body<C>>>,
+    pub(crate) pool: Vec<PacketMemory<C>>,
     queue: VecDeque<Queued<C>>,
     /// Packets that went out without asking for a completion, whose routine is to be called.
-    pub(crate) placed: Vec<Box<Body<C>>>,
+    pub(crate) placed: Vec<PacketMemory<C>>,
     /// Memory of completions that went out late, on its way back to the receiving side.
-    pub(crate) returned: Vec<Box<IncomingBody>>,
+    pub(crate) returned: Vec<Slot>,
     /// The peer broke the ring.
     pub(crate) broken: bool,
     packets: u32,
@@ -123,7 +123,7 @@ impl<C: Context> Outgoing<C> {
         }
     }
 
-    fn fail(&mut self, error: &WriteError, len: usize) -> Error {
+    const fn fail(&mut self, error: &WriteError, len: usize) -> Error {
         match error {
             WriteError::TooLarge { limit, .. } => Error::PacketTooLarge {
                 len,
@@ -152,12 +152,12 @@ impl<C: Context> Outgoing<C> {
     /// Sends a packet that waits for its completion; on an error the packet comes back.
     pub(crate) fn send_request(
         &mut self,
-        mut body: Box<Body<C>>,
+        mut body: PacketMemory<C>,
         waiter: Waiter,
         payload: &[u8],
         if_full: IfFull,
         counters: &LiveCounters,
-    ) -> Result<RequestId, (Error, Box<Body<C>>)> {
+    ) -> Result<RequestId, (Error, PacketMemory<C>)> {
         let Some(id) = self.table.next_id() else {
             add(&counters.refused, 1);
             return Err((Error::TooManyPackets, body));
@@ -178,7 +178,6 @@ impl<C: Context> Outgoing<C> {
         let inserted = self.table.insert(InFlight { body, waiter });
         debug_assert!(inserted.is_ok_and(|inserted| inserted == id), "the id was the next one");
         if !written {
-            #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
             self.queue.push_back(Queued::Request(id));
             self.watch_room(counters);
         }
@@ -189,17 +188,16 @@ impl<C: Context> Outgoing<C> {
     /// `placed` or the pool.
     pub(crate) fn send_notice(
         &mut self,
-        mut body: Box<Body<C>>,
+        mut body: PacketMemory<C>,
         payload: &[u8],
         if_full: IfFull,
         counters: &LiveCounters,
-    ) -> Result<Option<Box<Body<C>>>, (Error, Box<Body<C>>)> {
+    ) -> Result<Option<PacketMemory<C>>, (Error, PacketMemory<C>)> {
         match self.try_write(Header::in_band(0), payload, None, counters) {
             Ok(true) => Ok(Some(body)),
             Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
             Ok(false) => {
                 body.keep(payload);
-                #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
                 self.queue.push_back(Queued::Notice(body));
                 self.watch_room(counters);
                 Ok(None)
@@ -244,12 +242,7 @@ impl<C: Context> Outgoing<C> {
     }
 
     /// Answers an incoming packet. Its memory comes back at once, or, if the answer has to wait in line, through `returned`.
-    pub(crate) fn complete(
-        &mut self,
-        mut body: Box<IncomingBody>,
-        answer: &[u8],
-        counters: &LiveCounters,
-    ) -> Option<Box<IncomingBody>> {
+    pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) -> Option<Slot> {
         match self.try_write(Header::completion(body.transaction_id), answer, None, counters) {
             Ok(false) if self.ring.is_some() || !self.flowing => {
                 add(&counters.ring_full, 1);
@@ -259,7 +252,6 @@ impl<C: Context> Outgoing<C> {
                     "each incoming packet has its place in line"
                 );
                 if self.queue.len() < self.queue.capacity() {
-                    #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
                     self.queue.push_back(Queued::Completion(body, answer.len()));
                 }
                 self.watch_room(counters);
@@ -378,12 +370,12 @@ impl<C: Context> Outgoing<C> {
         !self.placed.is_empty() || !self.returned.is_empty()
     }
 
-    fn put_placed(&mut self, body: Box<Body<C>>) {
+    fn put_placed(&mut self, body: PacketMemory<C>) {
         push_reserved(&mut self.placed, body);
     }
 
     /// Puts a packet back among the free ones; one in the caller's memory is returned.
-    pub(crate) fn put_back(&mut self, mut body: Box<Body<C>>) -> Option<Box<Body<C>>> {
+    pub(crate) fn put_back(&mut self, mut body: PacketMemory<C>) -> Option<PacketMemory<C>> {
         if !body.of_pool {
             return Some(body);
         }
@@ -410,7 +402,7 @@ impl<C: Context> Outgoing<C> {
     }
 }
 
-fn request_header<C: Context>(body: &Body<C>, id: RequestId) -> Header {
+const fn request_header<C: Context>(body: &Body<C>, id: RequestId) -> Header {
     Header {
         packet_type: body.packet_type(),
         flags: PacketFlags::COMPLETION_REQUESTED,

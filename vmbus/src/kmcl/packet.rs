@@ -46,6 +46,9 @@ pub(crate) enum Waiter {
     Done(Result<usize, Error>),
 }
 
+/// The memory of a packet object, as it is handed around: a pointer's move.
+pub(crate) type PacketMemory<C> = Box<Body<C>>;
+
 /// The memory of a packet object.
 pub(crate) struct Body<C: Context> {
     /// The payload while it waits in line, then the completion.
@@ -74,7 +77,7 @@ impl<C: Context> Body<C> {
     }
 
     /// Returns the bytes that one packet object takes.
-    pub(crate) fn size(settings: &Settings) -> usize {
+    pub(crate) const fn size(settings: &Settings) -> usize {
         size_of::<Self>() + settings.maximum_packet_size.next_multiple_of(8) + settings.inline_packet_context_size
     }
 
@@ -128,12 +131,12 @@ impl<C: Context> Body<C> {
 ///
 /// Dropping one from the pool frees it (`VmbPacketFree`).
 pub struct OutgoingPacket<C: Context> {
-    pub(crate) body: Option<Box<Body<C>>>,
+    pub(crate) body: Option<PacketMemory<C>>,
     channel: Channel<C>,
 }
 
 impl<C: Context> OutgoingPacket<C> {
-    pub(crate) const fn new(body: Box<Body<C>>, channel: Channel<C>) -> Self {
+    pub(crate) const fn new(body: PacketMemory<C>, channel: Channel<C>) -> Self {
         Self {
             body: Some(body),
             channel,

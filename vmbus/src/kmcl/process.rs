@@ -1,6 +1,5 @@
 //! Delivery: [`Core::process`] reads the ring and calls the driver, one callback at a time; [`Core::absorb`] only reads.
 
-use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 use core::task::Waker;
 
@@ -9,7 +8,7 @@ use super::counters::add;
 use super::gate::Inside;
 use super::incoming::IncomingPacket;
 use super::outgoing::InFlight;
-use super::packet::{Body, OutgoingPacket, Waiter};
+use super::packet::{OutgoingPacket, PacketMemory, Waiter};
 
 use super::receive::{Read, Ready};
 use super::settings::gone_code;
@@ -129,7 +128,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Hands a packet back: to its routine, or to the pool if it has none.
-    fn call_routine(channel: &Channel<C>, mut body: Box<Body<C>>, result: Result<usize, Error>) {
+    fn call_routine(channel: &Channel<C>, mut body: PacketMemory<C>, result: Result<usize, Error>) {
         let Some(routine) = body.routine else {
             channel.core().free_packet(body);
             return;

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::counters::{LiveCounters, add};
 use super::outgoing::push_reserved;
-use super::packet::Body;
+use super::packet::PacketMemory;
 use super::settings::Settings;
 use super::slab::RequestId;
 use super::transport::RingPages;
@@ -21,6 +21,9 @@ use crate::fallible::{OutOfMemory, try_box, try_vec_of, try_vec_with_capacity};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
 use crate::ring::{Consumer, Corruption, External, Peek, ReadError};
+
+/// The memory of an incoming packet, as it is handed around: a pointer's move.
+pub(crate) type Slot = Box<IncomingBody>;
 
 /// The memory of an incoming packet.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub(crate) struct IncomingBody {
     pub(crate) context: Vec<u8>,
     /// The external data, once it has been asked for.
     pub(crate) pinned: Option<Mdl>,
+    /// The external data is not there yet.
+    pub(crate) is_pending: bool,
     /// Only to be delivered at `PASSIVE`.
     pub(crate) needs_passive: bool,
     /// Where it was delivered last.
@@ -53,13 +58,14 @@ impl IncomingBody {
             wants_completion: false,
             context: try_vec_of(settings.client_context_size, |_| 0)?,
             pinned: None,
+            is_pending: false,
             needs_passive: false,
             level: Level::Dispatch,
         })
     }
 
     /// Returns the bytes that one slot takes.
-    pub(crate) fn size(settings: &Settings) -> usize {
+    pub(crate) const fn size(settings: &Settings) -> usize {
         size_of::<Self>() + settings.packet_words() * 8 + settings.client_context_size
     }
 
@@ -79,6 +85,7 @@ impl IncomingBody {
         self.list_len = (words * 8).saturating_sub(len);
         self.context.fill(0);
         self.pinned = None;
+        self.is_pending = false;
         self.needs_passive = false;
         Ok(())
     }
@@ -111,7 +118,7 @@ impl IncomingBody {
 }
 
 /// Makes slots, outside any lock.
-pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Box<IncomingBody>>, OutOfMemory> {
+pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Slot>, OutOfMemory> {
     let mut slots = try_vec_with_capacity(count as usize)?;
     for _ in 0..count {
         push_reserved(&mut slots, IncomingBody::new(settings)?);
@@ -122,15 +129,15 @@ pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Box<Incom
 /// What is ready to be delivered.
 pub(crate) enum Ready<C: Context> {
     /// A packet of the peer.
-    Packet(Box<IncomingBody>),
+    Packet(Slot),
     /// A packet of ours whose routine is to be called: with so many bytes of completion, or an error.
-    Completed(Box<Body<C>>, Result<usize, Error>),
+    Completed(PacketMemory<C>, Result<usize, Error>),
 }
 
 /// What the ring held.
 pub(crate) enum Read<'r> {
     /// A packet, now in reserved memory.
-    Packet(Box<IncomingBody>),
+    Packet(Slot),
     /// A completion, still in the ring: to be taken or skipped.
     Completion(RequestId, Peek<'r, RingPages>),
     /// Nothing.
@@ -146,7 +153,7 @@ pub(crate) struct Incoming<C: Context> {
     /// None while the channel is not open.
     pub(crate) ring: Option<Consumer<RingPages>>,
     /// Free slots.
-    pool: Vec<Box<IncomingBody>>,
+    pool: Vec<Slot>,
     slots: u32,
     /// Packets that wait to be delivered, and completions whose routine is to be called.
     pub(crate) ready: VecDeque<Ready<C>>,
@@ -179,12 +186,7 @@ impl<C: Context> Incoming<C> {
     }
 
     /// Sets the quota; `fresh` are the slots that it takes beyond those that there are.
-    pub(crate) fn set_quota(
-        &mut self,
-        settings: &Settings,
-        quota: u32,
-        fresh: Vec<Box<IncomingBody>>,
-    ) -> Result<(), OutOfMemory> {
+    pub(crate) fn set_quota(&mut self, settings: &Settings, quota: u32, fresh: Vec<Slot>) -> Result<(), OutOfMemory> {
         let slots = self.slots as usize + fresh.len();
         let ready = slots + 2 * settings.maximum_packet_count as usize;
         self.pool
@@ -207,7 +209,7 @@ impl<C: Context> Incoming<C> {
     }
 
     /// Takes a slot back.
-    pub(crate) fn put_back(&mut self, body: Box<IncomingBody>) {
+    pub(crate) fn put_back(&mut self, body: Slot) {
         let lost = push_reserved(&mut self.pool, body);
         debug_assert!(lost.is_none(), "slots come back once");
     }
@@ -219,7 +221,6 @@ impl<C: Context> Incoming<C> {
             "reserved for all that there is"
         );
         if self.ready.len() < self.ready.capacity() {
-            #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
             self.ready.push_back(ready);
         }
     }

@@ -5,7 +5,6 @@
 //! given up, because time is up or its future is dropped, stays in the table with all that it lent until the peer completes it
 //! or the channel ends.
 
-use alloc::boxed::Box;
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
@@ -16,7 +15,7 @@ use super::counters::add;
 use super::external::Lent;
 use super::gate::Inside;
 use super::outgoing::IfFull;
-use super::packet::{Body, Waiter};
+use super::packet::{Body, PacketMemory, Waiter};
 use super::slab::RequestId;
 use super::{Channel, Context, Error, Gone, OutgoingPacket, Refused, SendFlags, Side};
 use crate::Deadline;
@@ -102,7 +101,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Takes the request out if it is completed.
-    fn take_done(&self, id: RequestId) -> Option<(Box<Body<C>>, Result<(), Error>)> {
+    fn take_done(&self, id: RequestId) -> Option<(PacketMemory<C>, Result<(), Error>)> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(id)?;
         let Waiter::Done(result) = request.waiter else {
@@ -123,7 +122,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Gives a request up. If it was not sent yet, or is completed by now, its packet comes back.
-    fn abandon(&self, id: RequestId) -> Option<Box<Body<C>>> {
+    fn abandon(&self, id: RequestId) -> Option<PacketMemory<C>> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(id)?;
         add(&self.counters.cancelled, 1);

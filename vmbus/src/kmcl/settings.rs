@@ -100,18 +100,18 @@ impl Settings {
     }
 
     /// Bytes of the longest page list that describes external data within the limits.
-    pub(crate) fn longest_page_list(&self) -> usize {
+    pub(crate) const fn longest_page_list(&self) -> usize {
         // Each part may start and end inside a page.
         8 + self.maximum_chain_length * 8 + 8 * (pages_for(self.maximum_external_data) + 2 * self.maximum_chain_length)
     }
 
     /// Words of the largest packet without its descriptor.
-    pub(crate) fn packet_words(&self) -> usize {
+    pub(crate) const fn packet_words(&self) -> usize {
         (self.longest_page_list() + self.maximum_packet_size).div_ceil(8)
     }
 
     /// Pages that a ring needs at the least, so that the largest packet fits while another is being read.
-    pub(crate) fn least_ring_pages(&self) -> usize {
+    pub(crate) const fn least_ring_pages(&self) -> usize {
         (2 * (FRAME + self.packet_words() * 8) + 8).div_ceil(PAGE_SIZE)
     }
 }
@@ -120,11 +120,11 @@ impl Settings {
 pub type OpenedResult = Result<(), NtStatus>;
 
 type Handler<F> = Option<Shared<Box<F>>>;
-type ProcessPacket<C> = dyn Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync;
-type ProcessingComplete<C> = dyn Fn(&Channel<C>, u32) + Send + Sync;
+pub(crate) type ProcessPacket<C> = dyn Fn(&Channel<C>, IncomingPacket<C>) + Send + Sync;
+pub(crate) type ProcessingComplete<C> = dyn Fn(&Channel<C>, u32) + Send + Sync;
 type Opened<C> = dyn Fn(&Channel<C>) -> OpenedResult + Send + Sync;
-type Notice<C> = dyn Fn(&Channel<C>) + Send + Sync;
-type PnpFailure<C> = dyn Fn(&C, Error) + Send + Sync;
+pub(crate) type Notice<C> = dyn Fn(&Channel<C>) + Send + Sync;
+pub(crate) type PnpFailure<C> = dyn Fn(&C, Error) + Send + Sync;
 
 /// The driver's code, all of it optional.
 pub(crate) struct Callbacks<C: Context> {

@@ -121,6 +121,11 @@ impl DmaBuffer {
         Shared::owner_count(&self.block) == 1
     }
 
+    #[cfg(test)]
+    pub(crate) fn owner_count(&self) -> usize {
+        Shared::owner_count(&self.block)
+    }
+
     /// Copies bytes out. The host may write at the same time: each byte is read once, but they may be of different ages.
     ///
     /// # Errors

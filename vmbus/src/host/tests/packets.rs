@@ -1,1 +1,407 @@
+//! Packet objects, lines in front of a full ring, futures, and what a peer may do wrong.
 
+use core::future::Future;
+use core::pin::pin;
+use core::task::{Context, Poll, Waker};
+use std::sync::Arc;
+
+use super::support::*;
+use crate::Deadline;
+use crate::kmcl::{Error, Gone, SendFlags};
+
+const FLAGS: SendFlags = SendFlags::WAIT_FOR_COMPLETION;
+
+#[test]
+fn a_routine_gets_packet_status_completion_and_memory_back() {
+    let pair = Pair::with(
+        |server| server,
+        |client| client.init_set_inline_packet_context_size(4),
+        echo,
+        echo,
+    );
+    let mut packet = pair.client.packet_allocate().unwrap();
+    packet.set_pointer(42);
+    packet.inline_context().copy_from_slice(b"mine");
+    packet.set_completion_routine(|channel, mut packet, status| {
+        let mdl = packet.take_mdl().map(|mdl| bytes_of(&mdl));
+        let inline = packet.inline_context().to_vec();
+        channel
+            .context()
+            .note(format!("{status:?} {} {inline:?} {mdl:?}", packet.pointer()));
+        if packet.pointer() == 42 {
+            // The same packet again, without waiting for a completion.
+            packet.set_pointer(43);
+            packet.send(b"again", None, SendFlags::empty()).unwrap();
+        }
+    });
+    packet.send(b"first", Some(pair.mdl(b"lent")), FLAGS).unwrap();
+    pair.host.process();
+    let expected = [
+        "Ok(()) 42 [109, 105, 110, 101] Some([108, 101, 110, 116])",
+        "Ok(()) 43 [109, 105, 110, 101] None",
+    ];
+    assert_eq!(pair.client.context().take(), expected);
+    assert_eq!(
+        pair.server.context().take(),
+        ["packet first", "batch 1", "packet again", "batch 1"]
+    );
+    pair.close();
+}
+
+#[test]
+fn the_pool_has_as_many_packets_as_were_asked_for_and_they_come_back() {
+    let pair = Pair::with(
+        |server| server,
+        |client| client.init_set_maximum_packet_count(2),
+        hold,
+        echo,
+    );
+    let (first, second) = (
+        pair.client.packet_allocate().unwrap(),
+        pair.client.packet_allocate().unwrap(),
+    );
+    assert_eq!(pair.client.packet_allocate().unwrap_err(), Error::TooManyPackets);
+    drop(first);
+    second.send(b"x", None, FLAGS).unwrap();
+    let third = pair.client.packet_allocate().unwrap();
+    third.send(b"x", None, FLAGS).unwrap();
+    // All ids are in use: a packet of one's own does not get further.
+    let own = pair.client.packet_initialize().unwrap();
+    let refused = own.send(b"x", None, FLAGS).unwrap_err();
+    assert_eq!(refused.error, Error::TooManyPackets);
+    pair.host.process();
+    pair.server.context().held.lock().unwrap().clear();
+    pair.host.process();
+    refused.given.0.send(b"x", None, FLAGS).unwrap();
+    pair.host.process();
+    pair.server.context().held.lock().unwrap().clear();
+    pair.close();
+}
+
+#[test]
+fn a_full_ring_makes_packets_wait_in_line_in_their_order_requests_and_completions_alike() {
+    let pair = Pair::with(
+        |server| server,
+        |client| client.init_set_maximum_packet_count(16),
+        echo,
+        echo,
+    );
+    let payload = |number: u8| [b'0' + number; 1000];
+    for number in 0..30 {
+        let outcome = pair.client.send(&payload(number));
+        if outcome == Err(Error::TooManyPackets) {
+            assert!(pair.client.counters().ring_full > 0);
+            break;
+        }
+        outcome.unwrap();
+    }
+    let mut packet = pair.client.packet_allocate();
+    while packet.is_err() {
+        pair.host.process();
+        packet = pair.client.packet_allocate();
+    }
+    packet.unwrap().send(b"last", None, FLAGS).unwrap();
+    while pair.host.process() {}
+    let log = pair.server.context().take();
+    let order: Vec<&str> = log.iter().filter_map(|event| event.strip_prefix("packet ")).collect();
+    assert!(
+        order
+            .windows(2)
+            .all(|pair| pair[1] == "last" || pair[0].as_bytes()[0] < pair[1].as_bytes()[0])
+    );
+    assert_eq!(order.last(), Some(&"last"));
+    assert_eq!(pair.client.counters().outgoing_outstanding, 0);
+    pair.close();
+}
+
+#[test]
+fn completions_that_find_the_ring_full_wait_in_line() {
+    let pair = Pair::with(
+        |server| server.init_set_transaction_quota(32),
+        |client| client.init_set_maximum_packet_count(32),
+        |_, packet| packet.complete(&[1; 1024]).unwrap(),
+        echo,
+    );
+    for _ in 0..32 {
+        pair.client.packet_allocate().unwrap().send(b"x", None, FLAGS).unwrap();
+    }
+    pair.server.process();
+    assert!(pair.server.counters().ring_full > 0);
+    while pair.host.process() {}
+    assert_eq!(pair.client.counters().outgoing_outstanding, 0);
+    assert_eq!(pair.server.counters().packets_sent, 32);
+    pair.close();
+}
+
+fn poll<F: Future>(future: core::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn a_future_gets_its_completion_and_its_memory() {
+    let pair = Pair::new(echo);
+    let mdl = pair.mdl(b"memory");
+    let mut request = Box::pin(pair.client.request(b"question", Some(mdl)));
+    assert!(poll(request.as_mut()).is_pending());
+    pair.host.process();
+    let Poll::Ready(Ok(mut reply)) = poll(request.as_mut()) else {
+        panic!("completed")
+    };
+    assert_eq!(reply.payload(), b"question");
+    assert_eq!(bytes_of(&reply.take_mdl().unwrap()), b"memory");
+    drop(reply);
+    assert_eq!(pair.client.counters().outgoing_outstanding, 0);
+    assert!(poll(request.as_mut()).is_pending(), "and nothing happens any more");
+    drop(request);
+    drop(request);
+    pair.close();
+}
+
+struct Flag(std::sync::atomic::AtomicBool);
+impl std::task::Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_completion_wakes_the_future() {
+    let pair = Pair::new(echo);
+    let flag = Arc::new(Flag(Default::default()));
+    let waker = Waker::from(flag.clone());
+    let mut request = Box::pin(pair.client.request(b"question", None));
+    assert!(request.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(!flag.0.load(std::sync::atomic::Ordering::SeqCst));
+    pair.host.process();
+    assert!(flag.0.load(std::sync::atomic::Ordering::SeqCst));
+    assert!(poll(request.as_mut()).is_ready());
+    drop(request);
+    drop(request);
+    pair.close();
+}
+
+#[test]
+fn q4_a_dropped_future_keeps_its_memory_lent_until_the_late_completion() {
+    let pair = Pair::new(hold);
+    let mdl = pair.mdl(b"lent");
+    let buffer = mdl.clone().into_dma_buffer().unwrap();
+    {
+        let mut request = pin!(pair.client.request(b"x", Some(mdl)));
+        assert!(poll(request.as_mut()).is_pending());
+    }
+    pair.host.process();
+    assert!(!buffer.is_sole_owner(), "the peer has it still");
+    pair.server.context().release().complete(&[]).unwrap();
+    pair.host.process();
+    assert!(buffer.is_sole_owner());
+    assert_eq!(
+        (
+            pair.client.counters().cancelled,
+            pair.client.counters().late_completions
+        ),
+        (1, 1)
+    );
+    drop(buffer);
+    pair.close();
+}
+
+#[test]
+fn q4_a_timed_out_request_keeps_its_memory_lent_until_the_channel_ends() {
+    let pair = Pair::new(|channel, packet| {
+        // Never completed while the channel is open.
+        if get(channel) == 0 {
+            channel.context().hold(packet);
+        }
+    });
+    let mdl = pair.mdl(b"lent");
+    let buffer = mdl.clone().into_dma_buffer().unwrap();
+    let refused = pair
+        .client
+        .send_synchronous_request(b"x", Some(mdl), Deadline::millis(1), &mut [])
+        .unwrap_err();
+    assert!(refused.given.is_none());
+    assert!(!buffer.is_sole_owner());
+    pair.server.context().held.lock().unwrap().clear();
+    drop(pair.client.disable(SOON).unwrap());
+    assert!(buffer.is_sole_owner());
+    drop(pair.server);
+}
+
+#[test]
+fn revoking_ends_requests_of_all_kinds_and_gives_their_memory_back() {
+    // A server that never answers: it is gone before it reads.
+    let pair = Pair::with(|server| server.pause_when_enabled(), |client| client, echo, echo);
+    let mut packet = pair.client.packet_allocate().unwrap();
+    packet.set_completion_routine(|channel, mut packet, status| {
+        channel
+            .context()
+            .note(format!("{status:?} {:?}", packet.take_mdl().map(|mdl| bytes_of(&mdl))));
+    });
+    packet.send(b"routine", Some(pair.mdl(b"r")), FLAGS).unwrap();
+    let mut request = pin!(pair.client.request(b"future", Some(pair.mdl(b"f"))));
+    assert!(poll(request.as_mut()).is_pending());
+    std::thread::scope(|scope| {
+        let (client, platform) = (&pair.client, pair.platform);
+        let blocked = scope.spawn(move || {
+            let mdl = mdl_of(platform, b"b");
+            client
+                .send_synchronous_request(b"blocked", Some(mdl), Deadline::Never, &mut [])
+                .unwrap_err()
+        });
+        while pair.client.counters().outgoing_outstanding < 3 {
+            std::thread::yield_now();
+        }
+        drop(pair.server.disable(SOON).unwrap());
+        let refused = blocked.join().unwrap();
+        assert_eq!(refused.error, Error::Gone(Gone::Rescinded));
+        assert_eq!(bytes_of(&refused.given.unwrap()), b"b");
+    });
+    let Poll::Ready(Err(refused)) = poll(request.as_mut()) else {
+        panic!("ended")
+    };
+    assert_eq!(
+        (refused.error, bytes_of(&refused.given.unwrap())),
+        (Error::Gone(Gone::Rescinded), b"f".to_vec())
+    );
+    assert_eq!(
+        pair.client.context().take(),
+        ["suspend", "Err(Gone(Rescinded)) Some([114])", "closed"]
+    );
+    drop(pair.client);
+    assert_eq!(pair.platform.pages_in_use(), 0);
+}
+
+#[test]
+fn a_server_that_fails_to_lend_is_told_so() {
+    // A packet whose page list was made up: the client does not lend that.
+    let pair = Pair::new(|channel, mut packet| {
+        channel
+            .context()
+            .note(format!("{:?}", packet.external_data().map(|data| data.len())));
+    });
+    let mdl = pair.mdl(b"lent");
+    let header = crate::ring::Header::gpa_direct(0x7777);
+    let pfns: Vec<u64> = mdl.page_spans().map(|span| span.pfn.get()).collect();
+    let range = crate::ring::GpaRangeToSend {
+        byte_count: 4,
+        byte_offset: 0,
+        pfns: &pfns,
+    };
+    let external = crate::ring::ExternalToSend::GpaDirect(core::slice::from_ref(&range));
+    assert!(pair.client.send_raw_for_tests(header, &[b"x"], external));
+    pair.host.process();
+    assert_eq!(
+        pair.server.context().take()[1],
+        format!("{:?}", Err::<usize, _>(Error::NotLent))
+    );
+    drop(mdl);
+    assert_eq!(
+        pair.client.counters().unknown_completions,
+        1,
+        "its completion answers no request"
+    );
+    pair.close();
+}
+
+#[test]
+fn q1_guessed_double_and_late_completions_are_dropped_and_counted() {
+    let pair = Pair::new(hold);
+    pair.client.packet_allocate().unwrap().send(b"x", None, FLAGS).unwrap();
+    pair.host.process();
+    let packet = pair.server.context().release();
+    for guess in [0, 1, 2, u64::MAX, 1 << 32 | 7, 2 << 32] {
+        let header = crate::ring::Header::completion(guess);
+        assert!(
+            pair.server
+                .send_raw_for_tests(header, &[b"guessed!"], crate::ring::ExternalToSend::None)
+        );
+    }
+    pair.host.process();
+    assert_eq!(pair.client.counters().unknown_completions, 6);
+    assert_eq!(pair.client.counters().outgoing_outstanding, 1);
+    packet.complete(&[]).unwrap();
+    pair.host.process();
+    let again = crate::ring::Header::completion(1 << 32);
+    assert!(
+        pair.server
+            .send_raw_for_tests(again, &[b"doubled!"], crate::ring::ExternalToSend::None)
+    );
+    pair.host.process();
+    assert_eq!(
+        (
+            pair.client.counters().unknown_completions,
+            pair.client.counters().outgoing_outstanding
+        ),
+        (7, 0)
+    );
+    pair.close();
+}
+
+#[test]
+fn transfer_pages_are_checked_against_the_buffer() {
+    let pair = Pair::with(
+        |server| server,
+        |client| client,
+        echo,
+        |channel, packet| {
+            let text = match packet.transfer_pages(100) {
+                Ok((set, ranges)) => format!("{set} {:?}", ranges.collect::<Vec<_>>()),
+                Err(error) => format!("{error:?}"),
+            };
+            channel.context().note(text);
+        },
+    );
+    pair.server.send_transfer_pages(7, &[(0, 10), (90, 10)], b"t").unwrap();
+    pair.server.send_transfer_pages(7, &[(91, 10)], b"u").unwrap();
+    pair.server.send(b"v").unwrap();
+    pair.host.process();
+    let log = pair.client.context().take();
+    assert_eq!(
+        log,
+        [
+            "packet t",
+            "7 [(0, 10), (90, 10)]",
+            "packet u",
+            "Corrupt",
+            "packet v",
+            "NoExternalData",
+            "batch 3"
+        ]
+    );
+    pair.close();
+}
+
+#[test]
+fn forced_lengths_reach_to_the_end_of_the_page_and_no_further() {
+    let pair = Pair::new(hold);
+    let force = FLAGS | SendFlags::FORCE_MDL_LENGTH;
+    pair.client
+        .packet_allocate()
+        .unwrap()
+        .send_with_external_mdl(b"x", pair.mdl(b"short"), 0, 4096, force)
+        .unwrap();
+    pair.host.process();
+    assert_eq!(pair.server.context().release().external_data().unwrap().len(), 4096);
+    let packet = pair.client.packet_allocate().unwrap();
+    let refused = packet
+        .send_with_external_mdl(b"x", pair.mdl(b"short"), 0, 4097, force)
+        .unwrap_err();
+    assert_eq!(refused.error, Error::InvalidExternalData { len: 4097, ranges: 0 });
+    assert_eq!(bytes_of(&refused.given.1), b"short");
+    drop(refused);
+    pair.close();
+}
+
+#[test]
+fn signals_are_sent_once_a_batch() {
+    let pair = Pair::new(echo);
+    for _ in 0..10 {
+        for _ in 0..8 {
+            pair.client.send(&[0; 64]).unwrap();
+        }
+        pair.host.process();
+    }
+    assert_eq!(pair.client.counters().signals_sent, 10);
+    assert_eq!(pair.server.counters().signals_received, 10);
+    pair.close();
+}

@@ -194,3 +194,35 @@ pub(super) fn set(end: &End, value: u64) {
 pub(super) fn get(end: &End) -> u64 {
     end.context().value.load(Ordering::SeqCst)
 }
+
+fn source(path: &str) -> String {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Checks the row of a statement that Rust's types or the world outside Windows decide: how, and a part of the reason.
+pub(super) fn assert_row(id: &str, how: &str, reason: &str) {
+    let table = source("docs/kmcl-statements.md");
+    let row = table.lines().find(|line| line.starts_with(&format!("| {id} |")));
+    let row = row.unwrap_or_else(|| panic!("{id} has no row"));
+    assert!(row.contains(&format!("| {how} |")) && row.contains(reason), "{row}");
+}
+
+/// Checks that the file documents a mistake that the compiler refuses with this error; the documentation's tests run it.
+pub(super) fn assert_compile_fail(path: &str, code: &str) {
+    assert!(
+        source(path).contains(&format!("```compile_fail,{code}")),
+        "{path} shows no such mistake"
+    );
+}
+
+/// Checks that the block of code that starts with `start` hands out no memory by reference.
+pub(super) fn assert_no_slice(path: &str, start: &str) {
+    let source = source(path);
+    let at = source.find(start).expect("the block is there");
+    let end = source[at..].find("\n}\n").expect("the block ends") + at;
+    for line in source[at..end].lines().filter(|line| line.contains("fn ")) {
+        let result = line.split("->").nth(1).unwrap_or("");
+        assert!(!result.contains('&') && !result.contains('*'), "{line}");
+    }
+}
