@@ -106,6 +106,16 @@ impl BusInner {
         self.tell_offer_events();
     }
 
+    /// Gives a message the effect that it has from the host's slot.
+    #[cfg(test)]
+    pub(super) fn accept_for_test(&self, message: &[u8]) {
+        let note = {
+            let _order = self.messages.lock(self.platform);
+            self.dispatch(Origin::Host, message)
+        };
+        self.settle(note);
+    }
+
     fn dispatch(&self, origin: Origin, bytes: &[u8]) -> Note {
         self.counters.messages.add_one();
         let note = MessageType::of(bytes).and_then(|message_type| match message_type {

@@ -33,11 +33,11 @@ impl BusInner {
         }
         // Before looking, so that what comes from here on marks again.
         processor.is_marked.swap(false, Ordering::AcqRel);
+        progress.signals = self.take_signals(index);
+        self.run_kicks(index);
         if self.phase() == Phase::Down {
             self.leave_processor(index);
         } else {
-            progress.signals = self.take_signals(index);
-            self.run_kicks(index);
             progress.messages = self.pump();
             self.free_due();
         }
