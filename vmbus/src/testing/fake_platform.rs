@@ -39,6 +39,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread_local;
 
 use self::state::{Block, POISON, Page, Source, State, check_poison, layout_of};
+use super::heap::Exempt;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
 use crate::platform::{
     CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TimedOut, Wait,
@@ -446,6 +447,7 @@ impl FakePlatform {
 // platform's host side uses.
 unsafe impl Platform for FakePlatform {
     fn allocate_pages(&self, page_count: usize, page_use: PageUse) -> Result<NonNull<u8>, OutOfPages> {
+        let _exempt = Exempt::enter();
         self.note_activity();
         let refused = OutOfPages { page_count };
         let this = self.allocations.fetch_add(1, Ordering::Relaxed);
@@ -496,6 +498,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     unsafe fn release_pages(&self, base: NonNull<u8>, page_count: usize) {
+        let _exempt = Exempt::enter();
         let (host, page_numbers) = {
             let mut state = locked(&self.state);
             match state.blocks.get(&base.addr().get()) {
@@ -555,6 +558,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         if !state.deferred.contains(&processor) {
             state.deferred.push_back(processor);
@@ -568,6 +572,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn leave_dispatch(&self, token: DispatchToken) {
+        let _exempt = Exempt::enter();
         let depth = DISPATCH_DEPTH.get();
         if depth != token.0 + 1 {
             let mut state = locked(&self.state);
@@ -619,6 +624,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn map_twice(&self, pages: &[Pfn]) -> Result<NonNull<u8>, CannotMapTwice> {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         let mut in_file = Vec::with_capacity(pages.len());
         for page in pages {
@@ -643,6 +649,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     unsafe fn unmap_twice(&self, base: NonNull<u8>, page_count: usize) {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         match state.double_mappings.remove(&base.addr().get()) {
             // SAFETY: made by `map_twice`, with twice as many pages, and removed once.
