@@ -33,12 +33,13 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread_local;
 
-use self::state::{Block, POISON, Page, Source, State, check_poison, layout_of};
+use self::state::{Block, Page, Part, Source, State, check_poison, layout_of, poison};
+use super::heap::Exempt;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
 use crate::platform::{
     CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TimedOut, Wait,
@@ -377,8 +378,9 @@ impl FakePlatform {
     /// [`BadAccess`], which is also recorded as a fault.
     pub fn guest_read(&self, gpa: u64, target: &mut [u8]) -> Result<(), BadAccess> {
         let mut state = locked(&self.state);
-        state.for_each_byte(gpa, target.len(), |index, byte| {
-            target[index] = byte.load(Ordering::Relaxed)
+        state.for_each_part(gpa, target.len(), |index, part| match part {
+            Part::Byte(byte) => target[index] = byte.load(Ordering::Relaxed),
+            Part::Word(word) => target[index..index + 8].copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()),
         })
     }
 
@@ -389,8 +391,13 @@ impl FakePlatform {
     /// [`BadAccess`], which is also recorded as a fault.
     pub fn guest_write(&self, gpa: u64, source: &[u8]) -> Result<(), BadAccess> {
         let mut state = locked(&self.state);
-        state.for_each_byte(gpa, source.len(), |index, byte| {
-            byte.store(source[index], Ordering::Relaxed)
+        state.for_each_part(gpa, source.len(), |index, part| match part {
+            Part::Byte(byte) => byte.store(source[index], Ordering::Relaxed),
+            Part::Word(word) => {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&source[index..index + 8]);
+                word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+            }
         })
     }
 
@@ -446,6 +453,7 @@ impl FakePlatform {
 // platform's host side uses.
 unsafe impl Platform for FakePlatform {
     fn allocate_pages(&self, page_count: usize, page_use: PageUse) -> Result<NonNull<u8>, OutOfPages> {
+        let _exempt = Exempt::enter();
         self.note_activity();
         let refused = OutOfPages { page_count };
         let this = self.allocations.fetch_add(1, Ordering::Relaxed);
@@ -496,6 +504,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     unsafe fn release_pages(&self, base: NonNull<u8>, page_count: usize) {
+        let _exempt = Exempt::enter();
         let (host, page_numbers) = {
             let mut state = locked(&self.state);
             match state.blocks.get(&base.addr().get()) {
@@ -523,12 +532,7 @@ unsafe impl Platform for FakePlatform {
         for number in &block.page_numbers {
             state.pages.remove(number);
         }
-        for offset in 0..page_count * PAGE_SIZE {
-            // SAFETY: inside the block.
-            let at = unsafe { base.add(offset) };
-            // SAFETY: alive until `rest` frees it.
-            unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(POISON, Ordering::Relaxed);
-        }
+        poison(&block);
         state.rest(block);
         self.live_pages.fetch_sub(page_count, Ordering::Relaxed);
     }
@@ -555,6 +559,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         if !state.deferred.contains(&processor) {
             state.deferred.push_back(processor);
@@ -568,6 +573,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn leave_dispatch(&self, token: DispatchToken) {
+        let _exempt = Exempt::enter();
         let depth = DISPATCH_DEPTH.get();
         if depth != token.0 + 1 {
             let mut state = locked(&self.state);
@@ -619,6 +625,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn map_twice(&self, pages: &[Pfn]) -> Result<NonNull<u8>, CannotMapTwice> {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         let mut in_file = Vec::with_capacity(pages.len());
         for page in pages {
@@ -643,6 +650,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     unsafe fn unmap_twice(&self, base: NonNull<u8>, page_count: usize) {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         match state.double_mappings.remove(&base.addr().get()) {
             // SAFETY: made by `map_twice`, with twice as many pages, and removed once.

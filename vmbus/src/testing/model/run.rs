@@ -9,10 +9,12 @@ use super::{Action, Device, Event, Host, HostChannel, Personality, State, When, 
 use crate::Platform;
 use crate::platform::ProcessorIndex;
 use crate::testing::HostSide;
+use crate::testing::heap::Exempt;
 
 impl Host {
     /// Lets the host work until nothing is left to do now. Returns true if it did anything.
     pub fn run(&self) -> bool {
+        let _exempt = Exempt::enter();
         let mut has_worked = false;
         for _ in 0..10_000 {
             if !self.run_once() {
@@ -150,6 +152,7 @@ impl Host {
         let index = bytes::len32(processor);
         {
             let _here = self.platform.on_processor(index);
+            let _guest = Exempt::leave();
             handler(ProcessorIndex(index), vector);
         }
         self.lock().is_in_interrupt[processor] = false;
@@ -239,6 +242,7 @@ impl HostSide for Host {
     }
 
     fn releasing(&self, page_numbers: &[u64]) {
+        let _exempt = Exempt::enter();
         let mut state = self.lock();
         if let Some(claim) = state.claims_on(page_numbers) {
             state.violation(format!("memory is released while the host has it as {claim} (G3)"));
