@@ -10,7 +10,7 @@
     unsafe_code,
     reason = "the floor is a raw memcpy, and pages are mapped by system calls"
 )]
-#![expect(missing_docs, reason = "a benchmark has no users")]
+#![expect(clippy::expect_used, reason = "a benchmark that cannot run should say why and stop")]
 
 #[cfg(target_os = "linux")]
 #[path = "../src/ring/tests/twice.rs"]
@@ -209,7 +209,7 @@ mod linux {
     }
 
     pub(crate) fn main() {
-        let pages = Twice::new(RING).expect("memory for a ring");
+        let pages = Twice::new(256 * 1024).expect("memory for a ring");
         let mut missed = 0;
         for split in [false, true] {
             let name = if split { "split" } else { "double" };

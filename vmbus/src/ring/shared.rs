@@ -259,7 +259,7 @@ impl<K> RingMemory for SharedRing<K> {
 
     fn store_bytes(&self, at: u32, bytes: &[u8]) {
         if let Some(start) = self.contiguous(at, bytes.len()) {
-            // SAFETY: the slice is private, the target valid for its length.
+            // SAFETY: the slice is private, the target valid for its length, and all pages in whole words.
             unsafe { copy::bytes_to_shared(start, bytes.as_ptr(), bytes.len()) };
         } else if let Some(split) = self.split(at, bytes.len()) {
             let (front, back) = bytes.split_at(split.in_front.min(bytes.len()));
@@ -284,7 +284,7 @@ impl<K> RingMemory for SharedRing<K> {
 
     fn load_bytes(&self, at: u32, bytes: &mut [u8]) {
         if let Some(start) = self.contiguous(at, bytes.len()) {
-            // SAFETY: the slice is private, the source valid for its length.
+            // SAFETY: the slice is private, the source valid for its length, and all pages in whole words.
             unsafe { copy::bytes_from_shared(bytes.as_mut_ptr(), start, bytes.len()) };
         } else if let Some(split) = self.split(at, bytes.len()) {
             let (front, back) = bytes.split_at_mut(split.in_front.min(bytes.len()));

@@ -70,9 +70,9 @@ pub(super) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usize) {
 ///
 /// # Safety
 ///
-/// As for [`to_shared`], without the conditions on alignment and length.
+/// As for [`words::bytes_to_shared`].
 pub(super) unsafe fn bytes_to_shared(dst: *mut u8, src: *const u8, len: usize) {
-    // Bytes up to the next word, then whole words, then what is left.
+    // The rest of a word, then whole words, then what is left.
     let in_front = dst.addr().wrapping_neg() & 7;
     let in_front = if in_front < len { in_front } else { len };
     let whole = len.wrapping_sub(in_front) & !7;
@@ -96,11 +96,11 @@ pub(super) unsafe fn bytes_to_shared(dst: *mut u8, src: *const u8, len: usize) {
 
 /// Copies any number of bytes from any place in shared memory.
 ///
-/// For single fields: byte by byte.
+/// For single fields: a word at a time.
 ///
 /// # Safety
 ///
-/// As for [`from_shared`], without the conditions on alignment and length.
+/// As for [`words::bytes_from_shared`].
 pub(super) unsafe fn bytes_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     // SAFETY: the same conditions.
     unsafe { words::bytes_from_shared(dst, src, len) }

@@ -399,7 +399,7 @@ fn rings_left_by_others_are_checked() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 4096 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 1024 }, ..ProptestConfig::default() })]
 
     /// Whatever stands in a ring, and whatever the indices say: reading ends, and all that comes out lies within bounds.
     #[test]
