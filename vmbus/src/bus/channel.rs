@@ -305,7 +305,11 @@ impl ChannelCore {
         // Whatever came to the earlier processor until now is looked at there, and here.
         bus.mark(ProcessorIndex(before));
         self.schedule();
-        Ok(if is_answered { Retargeted::Confirmed } else { Retargeted::Unconfirmed })
+        Ok(if is_answered {
+            Retargeted::Confirmed
+        } else {
+            Retargeted::Unconfirmed
+        })
     }
 
     // ----- what the bus does with it
@@ -322,7 +326,10 @@ impl ChannelCore {
         if self.is_orphan.swap(false, Ordering::AcqRel)
             && let Err(error) = self.close(Deadline::IMMEDIATE)
         {
-            log::debug!("{} was dropped in its callback and closed without waiting: {error}", self.id());
+            log::debug!(
+                "{} was dropped in its callback and closed without waiting: {error}",
+                self.id()
+            );
         }
         self.finish();
     }
@@ -346,7 +353,9 @@ impl ChannelCore {
 
     /// Takes a kick that is meant for `processor`.
     pub(super) fn take_kick(&self, processor: ProcessorIndex) -> bool {
-        self.target() == processor && self.has_kick.load(Ordering::Relaxed) && self.has_kick.swap(false, Ordering::AcqRel)
+        self.target() == processor
+            && self.has_kick.load(Ordering::Relaxed)
+            && self.has_kick.swap(false, Ordering::AcqRel)
     }
 
     /// Turns a kick into something that [`ChannelCore::run`] sees.
@@ -372,7 +381,8 @@ impl ChannelCore {
             if self.is_running.swap(true, Ordering::SeqCst) {
                 return;
             }
-            self.running_on.store(self.bus.platform.current_processor().0, Ordering::Relaxed);
+            self.running_on
+                .store(self.bus.platform.current_processor().0, Ordering::Relaxed);
             if self.has_signal.swap(false, Ordering::SeqCst) {
                 self.callbacks.fetch_add(1, Ordering::Relaxed);
                 self.sink.signalled(self);
@@ -421,7 +431,9 @@ impl ChannelCore {
 
     fn undo(&self, from: u8, farewell: Farewell, until: Option<Instant>) -> Result<(), Error> {
         let bus = &*self.bus;
-        let begun = self.state.compare_exchange(from, CLOSING, Ordering::AcqRel, Ordering::Acquire);
+        let begun = self
+            .state
+            .compare_exchange(from, CLOSING, Ordering::AcqRel, Ordering::Acquire);
         if begun.is_err() {
             return Err(Error::NotOpen(self.id()));
         }

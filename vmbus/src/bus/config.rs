@@ -91,7 +91,11 @@ impl Config {
     /// Returns how many bytes may be shared with a host that speaks `version`.
     pub(super) fn gpadl_byte_limit(&self, version: Version) -> u64 {
         const MIB: u64 = 1024 * 1024;
-        let known = if version >= Version::V5_0 { 1280 * MIB } else { 384 * MIB };
+        let known = if version >= Version::V5_0 {
+            1280 * MIB
+        } else {
+            384 * MIB
+        };
         self.gpadl_bytes.unwrap_or(known)
     }
 }

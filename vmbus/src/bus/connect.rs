@@ -172,7 +172,7 @@ impl BusInner {
     }
 
     /// Returns the optional parts that this guest uses.
-    fn wanted_features(&self) -> FeatureFlags {
+    const fn wanted_features(&self) -> FeatureFlags {
         match self.config.client_id {
             Some(_) => FeatureFlags::CLIENT_ID,
             None => FeatureFlags::empty(),
@@ -201,14 +201,12 @@ impl BusInner {
         // The table of waiters is empty now.
         let ticket = self.replies.expect(Key::Contact, None).map_err(|_| no_answer)?;
         let mut is_deaf = false;
-        let posted = self.retry(None, None, || {
-            match self.post_contact(connection, contact.as_slice()) {
-                Err(HypercallError::InvalidConnection) => {
-                    is_deaf = true;
-                    Ok(())
-                }
-                result => Ok(result?),
+        let posted = self.retry(None, None, || match self.post_contact(connection, contact.as_slice()) {
+            Err(HypercallError::InvalidConnection) => {
+                is_deaf = true;
+                Ok(())
             }
+            result => Ok(result?),
         });
         if let Err(error) = posted {
             let error = match error {
@@ -242,11 +240,15 @@ impl BusInner {
     fn request_offers(&self) -> Result<(), HypercallError> {
         self.accepts_offers.store(true, Ordering::Release);
         let request = RequestOffers {}.encode();
-        self.post(Origin::Host, &request, None, None).map_err(|error| match error {
-            Error::Hypercall(error) => error,
-            _ => HypercallError::Disabled,
-        })?;
-        if self.wait_for_offers(Deadline::After(self.config.offers_timeout)).is_err() {
+        self.post(Origin::Host, &request, None, None)
+            .map_err(|error| match error {
+                Error::Hypercall(error) => error,
+                _ => HypercallError::Disabled,
+            })?;
+        if self
+            .wait_for_offers(Deadline::After(self.config.offers_timeout))
+            .is_err()
+        {
             log::warn!(
                 "the host's list of offers is incomplete after {:?}",
                 self.config.offers_timeout

@@ -6,9 +6,9 @@
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
+use super::gpadls::TornDown;
 use super::inner::{BusInner, Phase};
 use super::link::GpadlMemory;
-use super::gpadls::TornDown;
 use super::offer::{Offer, Origin};
 use super::processor::SINT;
 use super::replies::{Answer, Key};
@@ -96,6 +96,7 @@ impl BusInner {
     }
 
     /// Gives a message of the server in this kernel the effect of a host's.
+    #[cfg(feature = "host")]
     pub(super) fn accept_locally(&self, message: &[u8]) {
         let note = {
             let _order = self.messages.lock(self.platform);
@@ -275,7 +276,9 @@ impl BusInner {
             }
             Note::Shown(offer) => self.tell_arrival(format_args!("offered: {offer}")),
             Note::Held(offer) => {
-                self.tell_arrival(format_args!("offered, and held back until the earlier one is gone: {offer}"));
+                self.tell_arrival(format_args!(
+                    "offered, and held back until the earlier one is gone: {offer}"
+                ));
             }
             Note::Withdrawn(channel) => self.tell_arrival(format_args!("the offer of {channel} is withdrawn")),
             Note::Refused(offer, admission) => {
@@ -317,7 +320,9 @@ impl BusInner {
     pub(super) fn has_work(&self, index: ProcessorIndex) -> bool {
         self.processor(index).is_some_and(|processor| {
             let synic = processor.synic.read();
-            synic.as_ref().is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
+            synic
+                .as_ref()
+                .is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
         })
     }
 }

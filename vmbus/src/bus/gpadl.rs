@@ -2,12 +2,12 @@
 
 use alloc::boxed::Box;
 
+use super::Bus;
 use super::error::Error;
 use super::inner::BusInner;
 use super::link::GpadlMemory;
 use super::offer::{Offer, Origin};
 use super::replies::Key;
-use super::Bus;
 use crate::fallible::try_box;
 use crate::protocol::gpadl::{GpadlBody, GpadlHeader, GpadlRange, GpadlTeardown};
 use crate::protocol::{ChannelMessage, GpadlId};
@@ -43,21 +43,25 @@ impl BusInner {
         let limit = self.config.gpadl_byte_limit(self.version());
         let id = self.gpadls.reserve(offer.origin, offer.channel, shared_bytes, limit)?;
         let mut is_known = false;
-        self.describe(offer, place, id, range, memory, until, &mut is_known).map_err(|error| {
-            // A refusal is the other end's word that it does not hold the memory.
-            let is_held = is_known && !matches!(error, Error::Refused { .. });
-            if !is_held {
-                self.gpadls.forget(id);
-            }
-            NotCreated {
-                error,
-                maybe_held: is_held.then_some(id),
-            }
-        })?;
+        self.describe(offer, place, id, range, memory, until, &mut is_known)
+            .map_err(|error| {
+                // A refusal is the other end's word that it does not hold the memory.
+                let is_held = is_known && !matches!(error, Error::Refused { .. });
+                if !is_held {
+                    self.gpadls.forget(id);
+                }
+                NotCreated {
+                    error,
+                    maybe_held: is_held.then_some(id),
+                }
+            })?;
         Ok(id)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of `create_gpadl`, which has them all")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `create_gpadl`, which has them all"
+    )]
     fn describe(
         &self,
         offer: &Offer,
@@ -68,7 +72,9 @@ impl BusInner {
         until: Option<Instant>,
         is_known: &mut bool,
     ) -> Result<(), Error> {
-        let ticket = self.replies.expect(Key::GpadlCreated(offer.channel, id), Some(offer.channel))?;
+        let ticket = self
+            .replies
+            .expect(Key::GpadlCreated(offer.channel, id), Some(offer.channel))?;
         if self.table.is_rescinded(place) {
             return Err(Error::Rescinded(offer.channel));
         }
@@ -102,7 +108,11 @@ impl BusInner {
         }
         let request = GpadlTeardown::new(offer.channel, id).encode();
         // A withdrawn channel's host may never answer: look once.
-        let until = if self.table.is_rescinded(place) { Some(self.now()) } else { until };
+        let until = if self.table.is_rescinded(place) {
+            Some(self.now())
+        } else {
+            until
+        };
         let result = match self.replies.expect(Key::GpadlTorndown(id), Some(offer.channel)) {
             Ok(ticket) => self
                 .post(offer.origin, &request, until, Some(&ticket))
@@ -149,13 +159,7 @@ pub struct Gpadl<M: GpadlMemory> {
 }
 
 impl<M: GpadlMemory> Gpadl<M> {
-    pub(super) fn create(
-        bus: Bus,
-        offer: &Offer,
-        place: usize,
-        memory: M,
-        deadline: Deadline,
-    ) -> Result<Self, Error> {
+    pub(super) fn create(bus: Bus, offer: &Offer, place: usize, memory: M, deadline: Deadline) -> Result<Self, Error> {
         let memory = try_box(memory)?;
         let until = deadline.resolve(bus.0.now());
         match bus.0.create_gpadl(offer, place, &*memory, until) {

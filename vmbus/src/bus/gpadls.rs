@@ -89,7 +89,11 @@ impl Gpadls {
             shared,
             limit,
         })?;
-        let place = state.held.iter().position(Option::is_none).ok_or(Error::TooManyGpadls)?;
+        let place = state
+            .held
+            .iter()
+            .position(Option::is_none)
+            .ok_or(Error::TooManyGpadls)?;
         // There are fewer entries than numbers, so this ends.
         let mut id = state.next_id;
         while id == 0 || state.held.iter().flatten().any(|held| held.id.0 == id) {
@@ -113,14 +117,16 @@ impl Gpadls {
     }
 
     fn change<T>(&self, id: GpadlId, change: impl FnOnce(&mut Held) -> T) -> Option<T> {
-        self.lock().held.iter_mut().flatten().find(|held| held.id == id).map(change)
+        self.lock()
+            .held
+            .iter_mut()
+            .flatten()
+            .find(|held| held.id == id)
+            .map(change)
     }
 
     fn remove(state: &mut State, which: impl Fn(&Held) -> bool) -> Option<Held> {
-        let place = state
-            .held
-            .iter()
-            .position(|held| held.as_ref().is_some_and(&which))?;
+        let place = state.held.iter().position(|held| held.as_ref().is_some_and(&which))?;
         let held = state.held.get_mut(place)?.take()?;
         state.shared_bytes = state.shared_bytes.saturating_sub(held.len_bytes);
         Some(held)
@@ -180,8 +186,7 @@ impl Gpadls {
     /// Takes the host's word that it has given up a GPADL.
     pub(super) fn torn_down(&self, origin: Origin, id: GpadlId) -> TornDown {
         let mut state = self.lock();
-        let is_it =
-            |held: &Held| held.id == id && held.origin == origin && held.is_tearing_down && !held.is_confirmed;
+        let is_it = |held: &Held| held.id == id && held.origin == origin && held.is_tearing_down && !held.is_confirmed;
         let Some(held) = state.held.iter_mut().flatten().find(|held| is_it(held)) else {
             return TornDown::Stray;
         };
@@ -245,7 +250,18 @@ impl Gpadls {
     /// Returns how many blocks of memory are parked.
     pub(super) fn parked_count(&self) -> u64 {
         let state = self.lock();
-        state.held.iter().flatten().map(|held| u64::from(held.parked.is_some())).sum()
+        state
+            .held
+            .iter()
+            .flatten()
+            .map(|held| u64::from(held.parked.is_some()))
+            .sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_lock_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _state = self.lock();
+        work()
     }
 
     /// Sets the next number to try, for tests of its wrap.

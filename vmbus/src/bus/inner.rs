@@ -111,10 +111,7 @@ impl BusInner {
         let processors = usize::try_from(config.processors.clamp(1, 4096)).unwrap_or(1);
         let pages = HostPages {
             interrupt: SharedPages::allocate(platform, 1)?,
-            monitor: [
-                SharedPages::allocate(platform, 1)?,
-                SharedPages::allocate(platform, 1)?,
-            ],
+            monitor: [SharedPages::allocate(platform, 1)?, SharedPages::allocate(platform, 1)?],
         };
         Ok(Self {
             hypervisor,
@@ -221,7 +218,11 @@ impl BusInner {
     // ----- waiting
 
     /// Waits until `is_ready`, looking at messages meanwhile, and at nothing else.
-    pub(super) fn wait_until(&self, until: Option<Instant>, mut is_ready: impl FnMut() -> bool) -> Result<(), TimedOut> {
+    pub(super) fn wait_until(
+        &self,
+        until: Option<Instant>,
+        mut is_ready: impl FnMut() -> bool,
+    ) -> Result<(), TimedOut> {
         let mut look = || {
             self.pump();
             is_ready()
@@ -287,7 +288,8 @@ impl BusInner {
     /// Posts a contact: one attempt, to a connection of its own.
     pub(super) fn post_contact(&self, connection: ConnectionId, message: &[u8]) -> Result<(), HypercallError> {
         let _gate = self.gate.lock(self.platform);
-        self.hypervisor.post_message(&self.input, connection, CHANNEL_MESSAGE, message)?;
+        self.hypervisor
+            .post_message(&self.input, connection, CHANNEL_MESSAGE, message)?;
         self.counters.posts.add_one();
         Ok(())
     }
@@ -357,9 +359,7 @@ impl BusInner {
             };
             let message = RelIdReleased::new(channel).encode();
             match self.try_post(Table::origin_of(channel), message.as_slice()) {
-                Err(Error::Hypercall(error))
-                    if error.is_transient() || error == HypercallError::InvalidConnection =>
-                {
+                Err(Error::Hypercall(error)) if error.is_transient() || error == HypercallError::InvalidConnection => {
                     self.counters.busy_posts.add_one();
                     self.table.release_later(place);
                     return;
@@ -393,7 +393,9 @@ impl BusInner {
 
     /// Sets a channel's bit in the half of the interrupt page that the host reads.
     fn set_interrupt_bit(&self, channel: ChannelId) {
-        let offset = usize::try_from(channel.0 / 32).ok().and_then(|word| word.checked_mul(4));
+        let offset = usize::try_from(channel.0 / 32)
+            .ok()
+            .and_then(|word| word.checked_mul(4));
         let offset = offset.and_then(|offset| offset.checked_add(GUEST_TO_HOST_BITS));
         let word = offset
             .zip(self.pages.as_ref())
@@ -405,9 +407,20 @@ impl BusInner {
     }
 
     #[cfg(test)]
+    pub(super) fn with_all_locks_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _gate = self.gate.lock(self.platform);
+        let _messages = self.messages.lock(self.platform);
+        self.table
+            .with_lock_for_test(|| self.replies.with_lock_for_test(|| self.gpadls.with_lock_for_test(work)))
+    }
+
+    #[cfg(test)]
     pub(super) fn interrupt_bit_for_test(&self, channel: ChannelId) -> bool {
         let pages = self.pages.as_ref().unwrap();
-        let word = pages.interrupt.word::<AtomicU32>(2048 + channel.0 as usize / 32 * 4).unwrap();
+        let word = pages
+            .interrupt
+            .word::<AtomicU32>(2048 + channel.0 as usize / 32 * 4)
+            .unwrap();
         word.load(Ordering::Relaxed) >> (channel.0 % 32) & 1 != 0
     }
 

@@ -41,10 +41,12 @@ mod processor;
 mod replies;
 mod rings;
 mod table;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;
 mod unload;
 
+#[cfg(feature = "host")]
+use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
@@ -252,7 +254,9 @@ impl Bus {
         let is_needed = self.0.message_processor.load(Ordering::Relaxed) == processor.0
             || (0..self.0.table.len()).any(|place| {
                 let mut is_target = false;
-                self.0.table.with_open(place, |core| is_target = core.target() == processor);
+                self.0
+                    .table
+                    .with_open(place, |core| is_target = core.target() == processor);
                 is_target
             });
         if is_needed {
@@ -290,11 +294,13 @@ impl Bus {
     /// same processor does nothing.
     ///
     /// Bounded: each channel's callback a few times, and so many messages; the rest is scheduled again.
+    #[expect(clippy::must_use_candidate, reason = "called for its effects")]
     pub fn process(&self, processor: ProcessorIndex) -> Progress {
         self.0.process(processor)
     }
 
     /// Does the current processor's work, for a system that polls.
+    #[expect(clippy::must_use_candidate, reason = "called for its effects")]
     pub fn poll(&self) -> Progress {
         self.process(self.platform().current_processor())
     }
@@ -337,7 +343,7 @@ impl Bus {
         let mut port = Some(try_box(port)?);
         // An error would mean that the closure ran twice; the answer below is right even then.
         let _ = self.0.local.try_call_once(|| match port.take() {
-            Some(port) => Ok::<_, ()>(port as alloc::boxed::Box<dyn LocalPort>),
+            Some(port) => Ok::<Box<dyn LocalPort>, ()>(port),
             None => Err(()),
         });
         Ok(port.is_none())

@@ -61,12 +61,16 @@ impl Bus {
         if bus.phase() != Phase::Connected {
             return Err(Error::Disconnected);
         }
-        let vp = bus.online_vp(parameters.target).ok_or(Error::NoSuchProcessor(parameters.target))?;
+        let vp = bus
+            .online_vp(parameters.target)
+            .ok_or(Error::NoSuchProcessor(parameters.target))?;
         let (place, offer) = bus.table.claim(channel)?;
-        let core = self.make_core(place, &offer, parameters, sink, until).inspect_err(|_| {
-            bus.table.closed(place);
-            bus.flush_releases();
-        })?;
+        let core = self
+            .make_core(place, &offer, parameters, sink, until)
+            .inspect_err(|_| {
+                bus.table.closed(place);
+                bus.flush_releases();
+            })?;
         // From here on the core undoes everything when it is closed.
         let channel_handle = Channel::new(core.core);
         let request = OpenChannel::new(

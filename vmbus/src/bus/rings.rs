@@ -37,7 +37,9 @@ impl RingPages {
         };
         let pages_of = |data_pages: u32| {
             // A GPADL holds no more; with this, no sum below overflows.
-            let pages = usize::try_from(data_pages).ok().filter(|pages| (1..MAX_GPADL_PAGES).contains(pages));
+            let pages = usize::try_from(data_pages)
+                .ok()
+                .filter(|pages| (1..MAX_GPADL_PAGES).contains(pages));
             pages.map(|pages| pages + 1).ok_or(invalid(data_pages))
         };
         let (first, second) = (pages_of(first_data_pages)?, pages_of(second_data_pages)?);

@@ -112,7 +112,7 @@ impl Table {
         }
     }
 
-    pub(super) fn origin_of(channel: ChannelId) -> Origin {
+    pub(super) const fn origin_of(channel: ChannelId) -> Origin {
         if channel.0 >= LOCAL_CHANNEL_IDS {
             Origin::Local
         } else {
@@ -141,7 +141,11 @@ impl Table {
         }
         let mut entries = self.lock();
         let has_same_id = |entry: &Entry| entry.offer.channel == offer.channel;
-        if entries.iter().flatten().any(|entry| has_same_id(entry) && !entry.is_rescinded) {
+        if entries
+            .iter()
+            .flatten()
+            .any(|entry| has_same_id(entry) && !entry.is_rescinded)
+        {
             return (Admission::DuplicateId, offer);
         }
         let is_held = entries
@@ -334,9 +338,8 @@ impl Table {
             .filter_map(|(place, entry)| Some((place, entry.as_ref()?)))
             .filter(|(_, entry)| entry.is_held && !entry.is_rescinded)
             .filter(|(_, held)| {
-                !shown().any(|entry| {
-                    entry.offer.channel == held.offer.channel || entry.offer.is_same_device(&held.offer)
-                })
+                !shown()
+                    .any(|entry| entry.offer.channel == held.offer.channel || entry.offer.is_same_device(&held.offer))
             });
         let oldest = candidates.min_by_key(|(_, entry)| entry.offer.sequence);
         oldest.map(|(place, _)| place)
@@ -345,8 +348,14 @@ impl Table {
     /// Returns one more than the largest channel id of the host in the table.
     pub(super) fn flag_limit(&self) -> u32 {
         let entries = self.lock();
-        let of_the_host = entries.iter().flatten().filter(|entry| entry.offer.origin == Origin::Host);
-        of_the_host.map(|entry| entry.offer.channel.0).max().map_or(0, |id| id.saturating_add(1))
+        let of_the_host = entries
+            .iter()
+            .flatten()
+            .filter(|entry| entry.offer.origin == Origin::Host);
+        of_the_host
+            .map(|entry| entry.offer.channel.0)
+            .max()
+            .map_or(0, |id| id.saturating_add(1))
     }
 
     /// Makes `core` the open channel of its entry, so that signals reach it.
@@ -388,6 +397,12 @@ impl Table {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn with_lock_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entries = self.lock();
+        work()
+    }
+
     /// Returns how many places there are.
     pub(super) const fn len(&self) -> usize {
         self.open.len()
@@ -396,6 +411,9 @@ impl Table {
 
 impl core::fmt::Debug for Table {
     fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        formatter.debug_struct("Table").field("entries", &self.entries).finish_non_exhaustive()
+        formatter
+            .debug_struct("Table")
+            .field("entries", &self.entries)
+            .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,12 @@ fn m7_each_maximum_of_a_host_is_found() {
             let bus = ground.connect();
             assert_eq!(bus.version(), maximum);
             assert_eq!(ground.host.version(), Some(maximum.to_wire()));
-            let asked: Vec<u32> = ground.posts().iter().filter(|(kind, _)| *kind == 14).map(|(_, id)| *id).collect();
+            let asked: Vec<u32> = ground
+                .posts()
+                .iter()
+                .filter(|(kind, _)| *kind == 14)
+                .map(|(_, id)| *id)
+                .collect();
             let expected: Vec<u32> = versions()
                 .filter(|version| *version >= maximum)
                 .map(|version| if version >= Version::V5_0 { 4 } else { 1 })
@@ -86,7 +91,12 @@ fn m7_the_connection_in_the_response_is_used_afterwards() {
 fn m6_a_connection_that_does_not_exist_ends_its_rungs_at_once() {
     let ground = Ground::new(model::Config::new(Personality::Qemu));
     let bus = ground.connect();
-    let contacts: Vec<u32> = ground.posts().iter().filter(|(kind, _)| *kind == 14).map(|(_, id)| *id).collect();
+    let contacts: Vec<u32> = ground
+        .posts()
+        .iter()
+        .filter(|(kind, _)| *kind == 14)
+        .map(|(_, id)| *id)
+        .collect();
     // One attempt on connection 4, where nobody listens; then 4.1, refused, and 4.0.
     assert_eq!(contacts, [4, 1, 1]);
     assert_eq!(bus.counters().busy_posts, 0);
@@ -124,7 +134,14 @@ fn m6_a_host_that_stays_busy_is_given_up() {
     ground.host.fail_posts(0x13, u32::MAX);
     let error = ground.try_connect(Config::default()).unwrap_err();
     assert!(
-        matches!(error, ConnectError::Post { version: Version::V6_0, connection: ConnectionId(4), .. }),
+        matches!(
+            error,
+            ConnectError::Post {
+                version: Version::V6_0,
+                connection: ConnectionId(4),
+                ..
+            }
+        ),
         "{error}"
     );
     assert!(ground.posts().len() < 2000, "bounded: {}", ground.posts().len());
@@ -156,7 +173,11 @@ fn m4_a_silent_host_is_an_error_that_names_the_rung() {
         }
     );
     assert!(ground.hypervisor.elapsed_since(start) >= Duration::from_secs(5));
-    assert_eq!(ground.posts_of(14), 1, "a late answer would be taken for another rung's");
+    assert_eq!(
+        ground.posts_of(14),
+        1,
+        "a late answer would be taken for another rung's"
+    );
     // The host may have noted the three pages of the contact.
     assert_eq!(ground.platform.live_pages(), 3);
 }
