@@ -36,6 +36,7 @@ mod inner;
 mod link;
 mod offer;
 mod open;
+mod owner;
 mod process;
 mod processor;
 mod replies;
@@ -50,7 +51,7 @@ use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-pub use channel::{Channel, ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incoming, Outgoing, Retargeted};
+pub use channel::{ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incoming, Outgoing, Retargeted};
 pub use config::{Config, OfferEvents};
 pub use counters::Counters;
 pub use error::{ConnectError, Error};
@@ -58,6 +59,7 @@ pub use gpadl::Gpadl;
 pub use link::{GpadlMemory, LocalPort};
 pub use offer::{LOCAL_CHANNEL_IDS, Offer, Origin};
 pub use open::OpenParameters;
+pub use owner::Channel;
 pub use process::Progress;
 pub use rings::{ChannelRing, RingPages};
 
