@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use super::core::{Core, Phase};
+use super::endpoint::{Core, Phase};
 use super::outgoing::IfFull;
 use super::packet::Body;
 use super::settings::MAX_RANGES;

@@ -7,7 +7,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use super::core::Core;
+use super::endpoint::Core;
 use super::settings::{Callbacks, Name, Notice, PnpFailure, ProcessPacket, ProcessingComplete, Settings, share};
 use super::transport::{Instance, OfferSource, OpenRequest, Provider};
 use super::{Channel, Context, Error, IncomingPacket, Level, Refused, Side, StateChangeCallbacks};

@@ -17,8 +17,8 @@
 //! drivers of [`crate::device`](crate). Source: the public documentation of KMCL (`vmbuskernelmodeclientlibapi.h`).
 
 mod channel;
-mod core;
 mod counters;
+mod endpoint;
 mod error;
 mod external;
 mod gate;
@@ -35,6 +35,8 @@ mod receive;
 mod request;
 pub(crate) mod settings;
 mod slab;
+#[cfg(test)]
+mod tests;
 pub(crate) mod transport;
 
 pub use channel::Channel;

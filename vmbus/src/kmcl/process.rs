@@ -3,8 +3,8 @@
 use core::sync::atomic::Ordering;
 use core::task::Waker;
 
-use super::core::{Core, Phase};
 use super::counters::add;
+use super::endpoint::{Core, Phase};
 use super::gate::Inside;
 use super::incoming::IncomingPacket;
 use super::outgoing::InFlight;
