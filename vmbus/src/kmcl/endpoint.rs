@@ -371,9 +371,14 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Has `process` run soon.
+    /// Has `process` run soon, by whoever processes now or by the next one.
     pub(crate) fn schedule(&self) {
         self.gate_note();
+        self.reschedule();
+    }
+
+    /// Has `process` run again, after whoever processes now.
+    pub(crate) fn reschedule(&self) {
         if let Some(transport) = &self.outgoing.lock(self.platform).transport {
             transport.schedule();
         }

@@ -177,7 +177,7 @@ fn open_send_answer_close_and_open_again() {
     let mut client = ground.client();
     for _ in 0..3 {
         let channel = client.enable(SOON).unwrap();
-        assert_eq!(log(&channel), ["opened", "started", "post-started"]);
+        assert!(log(&channel).ends_with(&["opened", "started", "post-started"].map(String::from)));
         assert_eq!(*ground.control.user_data.lock().unwrap(), Some([7; 120]));
         assert_eq!(channel.interface_instance(), Guid::literal(INSTANCE));
         let mut answer = [0; 16];
@@ -297,6 +297,7 @@ fn m4_a_rescind_wakes_who_waits_although_only_the_wait_looks_at_messages() {
     let channel = ground.client().enable(SOON).unwrap();
     ground.control.is_silent.store(true, Ordering::SeqCst);
     ground.host.disable_interrupts();
+    ground.platform.use_real_time();
     let (host, number) = (ground.host, ground.channel);
     let control = ground.control.clone();
     std::thread::scope(|scope| {
