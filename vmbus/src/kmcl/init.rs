@@ -146,6 +146,30 @@ impl<C: Context> DisabledChannel<C> {
         self
     }
 
+    /// Sets flags (`VmbChannelInitSetFlags`). None are documented, so none are known.
+    ///
+    /// # Errors
+    ///
+    /// The channel comes back unchanged with [`Error::InvalidFlags`] for any bit.
+    pub const fn init_set_flags(self, flags: u32) -> Result<Self, Refused<Self>> {
+        if flags != 0 {
+            return Err(Refused {
+                error: Error::InvalidFlags(flags),
+                given: self,
+            });
+        }
+        Ok(self)
+    }
+
+    /// Reserves `count` buffers of `bytes` bytes for [`Channel::allocate_bounce_buffer`]
+    /// (`VmbChannelInitSetBounceBufferSizes`).
+    #[must_use]
+    pub fn init_set_bounce_buffer_sizes(mut self, count: usize, bytes: usize) -> Self {
+        self.settings.bounce_buffers = if bytes == 0 { 0 } else { count };
+        self.settings.bounce_buffer_size = bytes;
+        self
+    }
+
     /// Names the channel, for logs and the status table (`VmbChannelInitSetFriendlyName`); the first 48 bytes are copied.
     #[must_use]
     pub fn init_set_friendly_name(mut self, name: &str) -> Self {

@@ -349,6 +349,55 @@ fn a_broken_ring_ends_the_channel_and_its_memory_stays_lent_until_it_is_closed()
 }
 
 #[test]
+fn a_page_list_is_described_to_the_host() {
+    let ground = Ground::new();
+    let channel = ground.client().enable(SOON).unwrap();
+    let memory = ground.mdl(&vec![b'.'; 2 * PAGE_SIZE]);
+    let pfns: Vec<_> = memory.page_spans().map(|span| span.pfn).collect();
+    // SAFETY: the pages are those of `memory`, which outlives the list.
+    #[expect(unsafe_code, reason = "a page list is an unsafe way to name memory")]
+    let list = unsafe { Mdl::from_page_list(&pfns, 4, PAGE_SIZE) }.unwrap();
+    memory.write_at(4, b"start").unwrap();
+    let sent = channel
+        .send_synchronous_request(b"x", Some(list), SOON, &mut [0; 8])
+        .unwrap();
+    // The device has reversed it.
+    assert_eq!(&bytes_of(&memory)[PAGE_SIZE - 1..PAGE_SIZE + 4], b"trats");
+    let list = sent.mdl.unwrap();
+    let gpadl = channel
+        .create_gpadl_from_mdl(GpadlAccess::ReadWrite, &list, 0, 0, SOON)
+        .unwrap();
+    let known = ground.host.gpadl(gpadl.handle()).unwrap();
+    assert_eq!((known[0].offset, known[0].page_numbers.len()), (4, 2));
+    gpadl.delete(SOON).unwrap();
+    drop(channel);
+    ground.finish();
+}
+
+#[test]
+fn a_subchannel_is_found_by_its_primary() {
+    let ground = Ground::new();
+    let mut offer = model::Offer::new(CLASS, INSTANCE);
+    offer.subchannel_index = 1;
+    let number = ground.host.offer_with(offer, Peer(ground.control.clone()));
+    ground.settle();
+    let primary = ground.client().enable(SOON).unwrap();
+    let second = ground
+        .client()
+        .init_set_primary_channel(primary.id())
+        .enable(SOON)
+        .unwrap();
+    assert_eq!((primary.id().0, second.id().0), (ground.channel, number));
+    let mut answer = [0; 8];
+    second
+        .send_synchronous_request(b"question", None, SOON, &mut answer)
+        .unwrap();
+    assert_eq!(&answer, b"question");
+    drop((second, primary));
+    ground.finish();
+}
+
+#[test]
 fn no_offer_is_an_error_when_time_is_up() {
     let ground = Ground::new();
     let other = ground.client().init_set_target(Guid::ZERO, Instance::Any);
