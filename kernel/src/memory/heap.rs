@@ -44,6 +44,7 @@ pub fn usage() -> (u64, u64) {
 }
 
 /// Bytes that are free, whether as frames or in the heap: what a test for leaks compares.
+#[must_use]
 pub fn free_in_all() -> u64 {
     let (used, mapped) = usage();
     super::statistics().free + mapped - used
