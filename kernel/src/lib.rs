@@ -1,2 +1,50 @@
-//! Placeholder.
+//! A unikernel that boots as a Hyper-V guest and uses all of `vmbus`.
+//!
+//! From the first instruction on: `entry` (machine code of the three entries) → [`start`] (boot information, console, memory) →
+//! `first_task` (exceptions on their own stacks, interrupts, clock, tasks) → [`run`] (what the command line asks for).
+//!
+//! - [`arch`]: the processor, exceptions, interrupts; [`memory`]: frames, page tables, heap; [`console`]: text and log; [`time`]: clock,
+//!   deadlines, timer; [`task`]: tasks and deferred work; [`sync`]: the lock that interrupts may take;
+//! - [`acpi`]: the tables that the kernel reads; [`hyperv`]: the binding to `vmbus`; [`power`]: power off and reset;
+//! - [`status`]: the table and the report; [`selftest`]: tests inside the guest; [`panic`](mod@panic) and [`end`]: the two ways to stop.
+//!
+//! What is logic runs in unit tests on the development machine; what only makes sense on the machine itself is compiled for it alone.
 #![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod acpi;
+pub mod arch;
+pub mod console;
+pub mod end;
+#[cfg(target_os = "none")]
+pub mod entry;
+pub mod hyperv;
+pub mod memory;
+pub mod panic;
+pub mod power;
+pub mod run;
+pub mod selftest;
+pub mod start;
+pub mod status;
+pub mod sync;
+pub mod task;
+pub mod time;
+
+/// The first task: what is left of the start once there are memory and a stack with a guard page.
+#[cfg(target_os = "none")]
+extern "C" fn first_task() -> ! {
+    use end::{Outcome, finish};
+
+    task::start("main");
+    if let Err(error) = arch::tables::load_stacks() {
+        log::error!("no memory for the exceptions' stacks: {error}");
+        finish(Outcome::Fail, "memory");
+    }
+    if let Err(error) = arch::apic::start() {
+        log::warn!("no interrupts, everything polls: {error}");
+    }
+    arch::cpu::enable_interrupts();
+    time::reached("interrupts");
+    run::run()
+}

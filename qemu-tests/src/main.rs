@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! `cargo run`: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qemu_tests::cli::main()
+}

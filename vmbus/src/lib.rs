@@ -13,6 +13,8 @@ extern crate std;
 #[cfg(feature = "alloc")]
 pub mod bus;
 #[cfg(feature = "alloc")]
+pub mod device;
+#[cfg(feature = "alloc")]
 pub mod fallible;
 #[cfg(feature = "host")]
 pub mod host;

@@ -33,11 +33,11 @@ impl BusInner {
         }
         // Before looking, so that what comes from here on marks again.
         processor.is_marked.swap(false, Ordering::AcqRel);
+        progress.signals = self.take_signals(index);
+        self.run_kicks(index);
         if self.phase() == Phase::Down {
             self.leave_processor(index);
         } else {
-            progress.signals = self.take_signals(index);
-            self.run_kicks(index);
             progress.messages = self.pump();
             self.free_due();
         }
@@ -108,6 +108,7 @@ impl BusInner {
     }
 
     /// Notes the signal of a server in this kernel.
+    #[cfg(feature = "host")]
     pub(super) fn signalled_locally(&self, channel: ChannelId) {
         if let Some(core) = self.table.enter_channel(channel) {
             self.counters.signals_received.add_one();

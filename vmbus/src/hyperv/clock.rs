@@ -61,7 +61,7 @@ impl From<OverlayError> for ReferenceTscError {
         match error {
             OverlayError::OutOfPages(error) => Self::OutOfPages(error),
             OverlayError::NotMapped(error) => Self::NotMapped(error),
-            OverlayError::Locked(_) | OverlayError::Refused => Self::Refused,
+            OverlayError::Refused => Self::Refused,
         }
     }
 }

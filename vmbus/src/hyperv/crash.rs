@@ -22,6 +22,13 @@ pub struct CrashMessage {
 }
 
 impl Hypervisor {
+    /// Returns true if the host takes a text with a crash report. One register read. Context: any.
+    #[must_use]
+    pub fn takes_crash_message(&self) -> bool {
+        self.capabilities().features.contains(Features::CRASH_REGISTERS)
+            && self.registers().read(Register::CRASH_CTL) & CRASH_MESSAGE != 0
+    }
+
     /// Reports a crash to the host: five numbers of the caller's choice and a text. The last act of a system: the host
     /// may end the machine here. Context: any; takes no lock and allocates nothing.
     ///

@@ -21,7 +21,7 @@ const CALL_POST_MESSAGE: u64 = 0x5c;
 /// `HvCallSignalEvent`, with its input in registers (bit 16).
 const CALL_SIGNAL_EVENT_FAST: u64 = 0x5d | 1 << 16;
 /// How often to look whether calls in flight have ended; each look pauses. A call takes microseconds.
-const LOOKS_FOR_CALLS_IN_FLIGHT: u32 = 10_000_000;
+const LOOKS_FOR_CALLS_IN_FLIGHT: u32 = 1_000_000;
 
 /// Who this guest is, as the hypervisor wants to know before any hypercall (`HV_X64_MSR_GUEST_OS_ID`, open-source form).
 ///
@@ -97,13 +97,13 @@ impl From<OverlayError> for EnableError {
         match error {
             OverlayError::OutOfPages(error) => Self::OutOfPages(error),
             OverlayError::NotMapped(error) => Self::NotMapped(error),
-            OverlayError::Locked(page) => Self::Locked { page },
             OverlayError::Refused => Self::Refused,
         }
     }
 }
 
-/// Another processor is in a hypercall and does not come back, so the hypercall page stays on.
+/// A hypercall has not come back, so the hypercall page stays on. Another processor, or a task that was interrupted in the
+/// middle of one, has to go on first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{count} hypercalls are still in flight")]
 pub struct CallsInFlight {
@@ -366,7 +366,12 @@ impl HypercallPage {
         if overlay.is_some() {
             return Ok(());
         }
-        // An earlier owner's page goes with its id, so ours is never called with its contents.
+        // An earlier owner's page goes first: between its id and ours, nothing is on.
+        let before = registers.read_page(PageRegister::HYPERCALL);
+        if before.is_locked() {
+            return Err(EnableError::Locked { page: before.page() });
+        }
+        registers.disable_page(PageRegister::HYPERCALL);
         registers.write(Register::GUEST_OS_ID, guest.get());
         let made = Overlay::enable(
             registers,

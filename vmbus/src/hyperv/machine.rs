@@ -28,7 +28,7 @@ pub unsafe trait Machine: Sync {
     /// Executes `CPUID`.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> Cpuid;
 
-    /// Reads the processor's time stamp counter.
+    /// Reads the processor's time stamp counter, not before the reads of memory that precede it in the program.
     fn timestamp(&self) -> u64;
 
     /// Reads a model-specific register.
@@ -73,6 +73,9 @@ unsafe impl Machine for Native {
     }
 
     fn timestamp(&self) -> u64 {
+        // The processor may read its counter early, before the page whose scale it is to be used with.
+        // SAFETY: every x86-64 processor has the instruction.
+        unsafe { core::arch::x86_64::_mm_lfence() };
         // SAFETY: every x86-64 processor has the counter.
         unsafe { core::arch::x86_64::_rdtsc() }
     }

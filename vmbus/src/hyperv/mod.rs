@@ -32,6 +32,9 @@ mod registers;
 mod synic;
 mod timer;
 
+#[cfg(test)]
+mod tests;
+
 pub use clock::{ClockSource, ReferenceTscError};
 pub use cpuid::{
     Capabilities, Features, HypervisorVersion, Isolation, IsolationKind, Limits, NotHyperV, Privileges,

@@ -16,8 +16,6 @@ use crate::platform::{DispatchToken, NotMapped, OutOfPages, PageUse, ProcessorIn
 pub(super) enum OverlayError {
     OutOfPages(OutOfPages),
     NotMapped(NotMapped),
-    /// The register is locked at another owner's page until the machine is reset.
-    Locked(Pfn),
     /// The hypervisor did not keep the value.
     Refused,
 }
@@ -52,10 +50,6 @@ impl Overlay {
     ) -> Result<Self, OverlayError> {
         let pages = SharedPages::allocate_for(platform, 1, page_use).map_err(OverlayError::OutOfPages)?;
         let page = pages.pfn(0).map_err(OverlayError::NotMapped)?;
-        let before = registers.read_page(register);
-        if register == PageRegister::HYPERCALL && before.is_locked() {
-            return Err(OverlayError::Locked(before.page()));
-        }
         // SAFETY: the page is freshly allocated and moves into the result, which gives it back only after the register is
         // off or has been seen not to hold it. `SharedPages` is memory that the host may write.
         unsafe { registers.enable_page(register, page) };

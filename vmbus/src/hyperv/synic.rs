@@ -98,7 +98,7 @@ impl From<OverlayError> for SynicError {
         match error {
             OverlayError::OutOfPages(error) => Self::OutOfPages(error),
             OverlayError::NotMapped(error) => Self::NotMapped(error),
-            OverlayError::Locked(_) | OverlayError::Refused => Self::Refused,
+            OverlayError::Refused => Self::Refused,
         }
     }
 }
@@ -234,7 +234,8 @@ impl Synic {
     #[must_use]
     pub fn has_message(&self, sint: u8) -> bool {
         // Relaxed: whoever takes the message orders its reading.
-        MessageSlot::of(&self.messages, sint).is_ok_and(|slot| slot.word(0).load(Ordering::Relaxed) != 0)
+        self.message_slot(sint)
+            .is_ok_and(|slot| slot.word(0).load(Ordering::Relaxed) != 0)
     }
 
     /// Returns true if an event flag of `sint` below the limit is set. Reads memory only. Context: any, the interrupt
@@ -263,8 +264,12 @@ impl Synic {
         self.take(sint, Release::IfUnchanged)
     }
 
+    pub(super) fn message_slot(&self, sint: u8) -> Result<MessageSlot<'_>, OutOfRange> {
+        MessageSlot::of(&self.messages, sint)
+    }
+
     fn take(&self, sint: u8, release: Release) -> Option<Message> {
-        let slot = MessageSlot::of(&self.messages, sint).ok()?;
+        let slot = self.message_slot(sint).ok()?;
         let message = slot.copy()?;
         slot.clear(message.message_type().0, release);
         // The slot must be seen free before the pending flag is read, or a message could be queued between the two and
@@ -353,7 +358,7 @@ impl fmt::Debug for Synic {
 }
 
 /// A source's slot in the message page. It is only ever touched in words of 32 bits.
-struct MessageSlot<'a> {
+pub(super) struct MessageSlot<'a> {
     words: [&'a AtomicU32; 2],
     pages: &'a SharedPages,
     offset: usize,
@@ -394,7 +399,7 @@ impl<'a> MessageSlot<'a> {
         Some(Message::new(bytes))
     }
 
-    fn clear(&self, message_type: u32, release: Release) {
+    pub(super) fn clear(&self, message_type: u32, release: Release) {
         // Release, twice: the copy is done before the host sees the slot free.
         match release {
             Release::Always => self.word(0).store(0, Ordering::Release),
@@ -410,7 +415,7 @@ impl<'a> MessageSlot<'a> {
 
 /// How to free a slot.
 #[derive(Clone, Copy)]
-enum Release {
+pub(super) enum Release {
     /// Whatever it holds: its only user.
     Always,
     /// If it still holds a message of the type that was copied.

@@ -92,9 +92,9 @@ impl<M: RingMemory, S: AsMut<[u64]>> Consumer<M, S> {
         clippy::should_implement_trait,
         reason = "a lending iterator cannot implement Iterator"
     )]
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self) -> Result<Packet<'_>, ReadError> {
-        Peek::new(&mut self.state, &self.memory)?.take_into(self.scratch.as_mut())
+        self.state.next(&self.memory, self.scratch.as_mut())
     }
 
     /// Takes the next packet, copied to the caller's memory.
@@ -102,9 +102,9 @@ impl<M: RingMemory, S: AsMut<[u64]>> Consumer<M, S> {
     /// # Errors
     ///
     /// As for [`next`](Self::next); a packet that does not fit is [`Corruption::TooLong`].
-    #[inline]
+    #[inline(always)]
     pub fn next_into<'b>(&mut self, slot: &'b mut [u64]) -> Result<Packet<'b>, ReadError> {
-        Peek::new(&mut self.state, &self.memory)?.take_into(slot)
+        self.state.next(&self.memory, slot)
     }
 
     /// Looks at the next packet without taking it: its descriptor is copied and checked, its content still lies in the ring.
@@ -213,24 +213,55 @@ impl State {
         }
     }
 
-    /// Makes sure that there is something to read.
-    #[inline]
+    /// Makes sure that there is as much to read as the shortest packet takes, one without payload.
+    #[inline(always)]
     fn refill<M: RingMemory>(&mut self, memory: &M) -> Result<(), ReadError> {
-        if self.available == 0 {
+        if self.available < DESCRIPTOR + TRAILER {
             self.refresh(memory)
         } else {
             Ok(())
         }
     }
 
+    /// Takes the next packet.
+    #[inline(always)]
+    fn next<'b, M: RingMemory>(&mut self, memory: &M, slot: &'b mut [u64]) -> Result<Packet<'b>, ReadError> {
+        self.refill(memory)?;
+        // Read once.
+        let descriptor = Descriptor::new(memory.load_pair(self.read));
+        let words = descriptor.body() as usize / 8;
+        if !descriptor.is_usual() || descriptor.total() > self.available || words > slot.len() {
+            return self.next_unusual(memory, descriptor, slot);
+        }
+        let start = self.read.wrapping_add(DESCRIPTOR);
+        self.take(descriptor);
+        // Never empty-handed: the length was just compared.
+        let slot = slot.get_mut(..words).unwrap_or_default();
+        memory.load(start, slot);
+        Ok(Packet::new(descriptor, slot.as_bytes()))
+    }
+
+    /// Takes a packet that is no simple one, or none at all.
+    #[inline(never)]
+    fn next_unusual<'b, M: RingMemory>(
+        &mut self,
+        memory: &M,
+        descriptor: Descriptor,
+        slot: &'b mut [u64],
+    ) -> Result<Packet<'b>, ReadError> {
+        Peek::checked(self, memory, descriptor)?.take_into(slot)
+    }
+
     /// Loads and checks the peer's write index.
     #[inline]
     fn refresh<M: RingMemory>(&mut self, memory: &M) -> Result<(), ReadError> {
         self.refresh_from(observe(&memory.control().write_index))?;
-        if self.available == 0 {
-            Err(ReadError::Empty)
-        } else {
-            Ok(())
+        match self.available {
+            0 => Err(ReadError::Empty),
+            available if available < DESCRIPTOR + TRAILER => {
+                Err(self.break_ring(Corruption::Fragment { available }).into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -316,16 +347,15 @@ pub struct Peek<'c, M> {
 }
 
 impl<'c, M: RingMemory> Peek<'c, M> {
-    #[inline]
     fn new(state: &'c mut State, memory: &'c M) -> Result<Self, ReadError> {
         state.refill(memory)?;
-        let available = state.available;
-        if available < DESCRIPTOR + TRAILER {
-            return Err(state.break_ring(Corruption::Fragment { available }).into());
-        }
         // Read once.
-        let words = memory.load_words(state.read);
-        match Descriptor::decode(words, available) {
+        let descriptor = Descriptor::new(memory.load_pair(state.read));
+        Self::checked(state, memory, descriptor)
+    }
+
+    fn checked(state: &'c mut State, memory: &'c M, descriptor: Descriptor) -> Result<Self, ReadError> {
+        match descriptor.check(state.available) {
             Ok(descriptor) => Ok(Self {
                 state,
                 memory,
@@ -338,7 +368,7 @@ impl<'c, M: RingMemory> Peek<'c, M> {
     /// One of the four types that [`PacketType`] names.
     #[must_use]
     pub const fn packet_type(&self) -> PacketType {
-        self.descriptor.packet_type
+        self.descriptor.packet_type()
     }
 
     /// The sender's number for the packet.
@@ -350,13 +380,13 @@ impl<'c, M: RingMemory> Peek<'c, M> {
     /// Whether the sender waits for a completion with this packet's transaction id.
     #[must_use]
     pub const fn is_completion_requested(&self) -> bool {
-        self.descriptor.flags.contains(PacketFlags::COMPLETION_REQUESTED)
+        self.descriptor.flags().contains(PacketFlags::COMPLETION_REQUESTED)
     }
 
     /// Bytes of the payload with its padding.
     #[must_use]
     pub const fn payload_len(&self) -> u32 {
-        self.descriptor.payload
+        self.descriptor.payload()
     }
 
     /// Words that [`take_into`](Self::take_into) needs.
@@ -371,12 +401,12 @@ impl<'c, M: RingMemory> Peek<'c, M> {
         let inside = match u32::try_from(bytes.len()) {
             Ok(len) => offset
                 .checked_add(len)
-                .is_some_and(|end| end <= self.descriptor.payload),
+                .is_some_and(|end| end <= self.descriptor.payload()),
             Err(_) => false,
         };
         if inside {
             // Within the packet, which lies within the ring.
-            let start = DESCRIPTOR.wrapping_add(self.descriptor.external).wrapping_add(offset);
+            let start = DESCRIPTOR.wrapping_add(self.descriptor.external()).wrapping_add(offset);
             self.memory
                 .load_bytes(self.state.geometry.advance(self.state.read, start), bytes);
         }
@@ -395,33 +425,54 @@ impl<'c, M: RingMemory> Peek<'c, M> {
             memory,
             descriptor,
         } = self;
-        let limit = size_of_val(slot);
+        let room = slot.len();
         let Some(slot) = slot.get_mut(..descriptor.body() as usize / 8) else {
-            let limit = u32::try_from(limit).unwrap_or(u32::MAX).saturating_add(DESCRIPTOR);
-            let length = descriptor.body().wrapping_add(DESCRIPTOR);
-            return Err(state.break_ring(Corruption::TooLong { length, limit }).into());
+            return Err(state.refuse(descriptor, room));
         };
-        memory.load(state.read.wrapping_add(DESCRIPTOR), slot);
-        match Packet::parse(descriptor, slot.as_bytes()) {
-            Ok(packet) => {
-                state.take(&descriptor);
-                Ok(packet)
-            }
-            Err(corruption) => Err(state.break_ring(corruption).into()),
+        let start = state.read.wrapping_add(DESCRIPTOR);
+        state.take(descriptor);
+        memory.load(start, slot);
+        let body = slot.as_bytes();
+        if descriptor.has_page_list() {
+            return Packet::with_page_list(descriptor, body)
+                .map_err(|corruption| state.put_back(descriptor, corruption));
         }
+        Ok(Packet::new(descriptor, body))
     }
 
     /// Takes the packet and throws it away.
     pub const fn skip(self) {
-        self.state.take(&self.descriptor);
+        self.state.take(self.descriptor);
     }
 }
 
 impl State {
     /// Leaves a packet behind; [`Descriptor::decode`] has seen that it lies within what is available.
-    #[inline]
-    const fn take(&mut self, descriptor: &Descriptor) {
+    #[inline(always)]
+    const fn take(&mut self, descriptor: Descriptor) {
         self.read = self.geometry.advance(self.read, descriptor.total());
         self.available = self.available.wrapping_sub(descriptor.total());
+    }
+
+    /// Breaks the ring at a packet that was taken, and leaves it there.
+    #[cold]
+    #[inline(never)]
+    fn put_back(&mut self, descriptor: Descriptor, corruption: Corruption) -> ReadError {
+        // Back by the packet is on by the rest of the ring.
+        self.read = self
+            .geometry
+            .advance(self.read, self.geometry.size().wrapping_sub(descriptor.total()));
+        self.break_ring(corruption).into()
+    }
+
+    /// Breaks the ring at a packet that is longer than what was agreed on: `room` words and the descriptor.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, descriptor: Descriptor, room: usize) -> ReadError {
+        let limit = u32::try_from(room.saturating_mul(8))
+            .unwrap_or(u32::MAX)
+            .saturating_add(DESCRIPTOR);
+        let length = descriptor.body().wrapping_add(DESCRIPTOR);
+        self.break_ring(Corruption::TooLong { length, limit }).into()
     }
 }

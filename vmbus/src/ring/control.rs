@@ -37,7 +37,7 @@ const _: () = {
 
 impl Control {
     /// A page of zeroes, for rings in private memory.
-    #[cfg(any(test, loom))]
+    #[cfg(all(test, loom))]
     pub(super) fn zeroed() -> Self {
         Self {
             write_index: AtomicU32::new(0),

@@ -120,7 +120,7 @@ pub enum Corruption {
         available: u32,
     },
     /// A range is empty, starts behind its first page, or has more pages than the packet lists.
-    #[error("range {index}: {byte_count:#x} bytes at {byte_offset:#x}, {available} bytes of page numbers")]
+    #[error("range {index} cannot be: {byte_count:#x} bytes at {byte_offset:#x} of its first page")]
     GpaRange {
         /// Which range.
         index: u32,
@@ -128,11 +128,9 @@ pub enum Corruption {
         byte_count: u32,
         /// Its offset in the first page.
         byte_offset: u32,
-        /// Bytes left for its page numbers.
-        available: u32,
     },
     /// A range reaches past the end of the buffer that it should lie in.
-    #[error("range {index}: {byte_count:#x} bytes at {byte_offset:#x} of a buffer of {buffer_len:#x}")]
+    #[error("range {index} lies outside the buffer: {byte_count:#x} bytes at {byte_offset:#x}")]
     TransferRange {
         /// Which range.
         index: u32,
@@ -140,8 +138,6 @@ pub enum Corruption {
         byte_count: u32,
         /// Its offset in the buffer.
         byte_offset: u32,
-        /// Length of the buffer.
-        buffer_len: u64,
     },
 }
 
@@ -158,8 +154,8 @@ pub enum WriteError {
     /// Never: the packet does not fit into this ring, or its lengths not into a descriptor.
     #[error("a packet of {needed} bytes can never be sent here, {limit} is the most")]
     TooLarge {
-        /// Bytes that the packet would take in the ring.
-        needed: u64,
+        /// Bytes that the packet would take in the ring; the largest number stands for all larger ones.
+        needed: u32,
         /// Bytes that the largest packet takes.
         limit: u32,
     },
@@ -172,8 +168,8 @@ pub enum WriteError {
     /// Never: more was written to a reservation than it reserved.
     #[error("{excess} bytes more than reserved")]
     OutOfBounds {
-        /// Bytes too many.
-        excess: usize,
+        /// Bytes too many; the largest number stands for all larger ones.
+        excess: u32,
     },
     /// Never again: the peer broke the ring.
     #[error(transparent)]
@@ -191,3 +187,6 @@ pub enum ReadError {
     #[error(transparent)]
     Corrupt(#[from] Corruption),
 }
+
+// Small enough to be returned in registers.
+const _: () = assert!(size_of::<Result<(), WriteError>>() <= 16 && size_of::<Result<(), ReadError>>() <= 16);

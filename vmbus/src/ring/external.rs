@@ -20,14 +20,12 @@ pub enum External<'a> {
 }
 
 impl<'a> External<'a> {
-    /// Checks the page list of a packet of one of the two types that have one.
-    #[cold]
-    #[inline(never)]
+    /// Checks the page list of a packet; only two types have one.
     pub(super) fn parse(packet_type: PacketType, bytes: &'a [u8]) -> Result<Self, Corruption> {
-        if packet_type == PacketType::GPA_DIRECT {
-            Ok(Self::GpaDirect(GpaRanges::parse(bytes)?))
-        } else {
-            Ok(Self::TransferPages(TransferPages::parse(bytes)?))
+        match packet_type {
+            PacketType::GPA_DIRECT => Ok(Self::GpaDirect(GpaRanges::parse(bytes)?)),
+            PacketType::TRANSFER_PAGES => Ok(Self::TransferPages(TransferPages::parse(bytes)?)),
+            _ => Ok(Self::None),
         }
     }
 
@@ -98,7 +96,6 @@ impl<'a> GpaRanges<'a> {
                     index,
                     byte_count: range.byte_count,
                     byte_offset: range.byte_offset,
-                    available: length_of(rest).saturating_sub(8),
                 });
             };
             rest = after;
@@ -216,7 +213,6 @@ impl<'a> TransferPages<'a> {
                     index,
                     byte_count,
                     byte_offset,
-                    buffer_len,
                 });
             }
         }

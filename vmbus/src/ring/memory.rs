@@ -1,25 +1,17 @@
-//! The memory of a ring: one control page, and whole pages of data.
+//! What the two ends of a ring know of its memory: one control page, and whole pages of data.
 //!
-//! [`RingMemory`] is all that the two ends of a ring know of it. [`SharedRing`] is the real thing: pages that a peer, host or
-//! guest, changes while we look. Positions are those of [`Geometry`]; what starts near the end of the data goes on at its
-//! start, and where the platform maps the data twice in a row, no copy is ever split.
-
-#![expect(
-    unsafe_code,
-    reason = "the pages belong to two sides, so references to them cannot exist"
-)]
-
-use core::ptr::NonNull;
+//! Positions are those of [`Geometry`](super::geometry::Geometry); what starts near the end of the data goes on at its start.
+//! [`SharedRing`](super::SharedRing) is the implementation for pages that a peer changes while we look; models have their own.
 
 use super::control::Control;
-use super::copy;
-use super::error::InvalidRing;
-use super::geometry::{Geometry, padded};
-use crate::protocol::packet::PAGE_SIZE;
+use super::geometry::padded;
 
 pub(super) mod sealed {
     pub trait Sealed {}
 }
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("VMBus exists on 64-bit machines only, and sums of offsets and lengths rely on it");
 
 /// Control words and data of a ring.
 ///
@@ -37,16 +29,23 @@ pub trait RingMemory: sealed::Sealed {
 
     /// Stores a whole packet at a multiple of 8: descriptor, payload padded with zeroes, trailer.
     #[inline]
-    fn store_packet(&self, at: u32, descriptor: [u64; 2], payload: &[u8], trailer: u64) {
-        self.store_words(at, descriptor);
+    fn store_packet(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
+        self.store_packet_in_parts(at, first, second, payload, trailer);
+    }
+
+    /// The same, by the other functions.
+    #[cold]
+    #[inline(never)]
+    fn store_packet_in_parts(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
+        self.store_words(at, [first, second]);
         self.store_padded(at.wrapping_add(16), payload);
         // The payload is shorter than the ring, whose size fits.
         let end = u32::try_from(padded(payload.len())).unwrap_or(u32::MAX);
         self.store_words(at.wrapping_add(16).wrapping_add(end), [trailer]);
     }
 
-    /// Loads words from a multiple of 8, each once.
-    fn load_words<const N: usize>(&self, at: u32) -> [u64; N];
+    /// Loads two words from a multiple of 8, each once.
+    fn load_pair(&self, at: u32) -> [u64; 2];
 
     /// Stores bytes at a multiple of 8, and zeroes up to the next one.
     fn store_padded(&self, at: u32, bytes: &[u8]);
@@ -59,268 +58,4 @@ pub trait RingMemory: sealed::Sealed {
 
     /// Loads bytes from anywhere, each once.
     fn load_bytes(&self, at: u32, bytes: &mut [u8]);
-}
-
-/// A ring in pages that a peer sees, too.
-///
-/// `K` keeps the pages: they live at least as long as this does.
-#[derive(Debug)]
-pub struct SharedRing<K = ()> {
-    control: NonNull<Control>,
-    data: NonNull<u8>,
-    geometry: Geometry,
-    /// How many bytes can be reached from `data` on: the size, or twice that where the pages are mapped twice in a row.
-    mapped: usize,
-    keeper: K,
-}
-
-// SAFETY: the pages belong to no thread, and all access to them is atomic or by opaque assembly.
-unsafe impl<K: Send> Send for SharedRing<K> {}
-// SAFETY: as above; methods that store through a shared reference do so atomically.
-unsafe impl<K: Sync> Sync for SharedRing<K> {}
-
-impl<K> SharedRing<K> {
-    /// A ring whose data pages are mapped once: what reaches the end of the data is copied in two parts.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidRing`] if the pages are not aligned, or `size` is not one or more whole pages.
-    ///
-    /// # Safety
-    ///
-    /// As long as the returned value lives,
-    /// 1. `control` is valid for reads and writes of one page, and `data` of `size` bytes;
-    /// 2. this program reaches these pages only through values of this type, or by atomic accesses of aligned 32-bit words
-    ///    (control) and 64-bit words (data). What the peer does does not matter.
-    pub unsafe fn new(control: NonNull<u8>, data: NonNull<u8>, size: u32, keeper: K) -> Result<Self, InvalidRing> {
-        let geometry = Geometry::new(size)?;
-        for pages in [control, data] {
-            if !pages.addr().get().is_multiple_of(PAGE_SIZE as usize) {
-                return Err(InvalidRing::Alignment {
-                    address: pages.addr().get(),
-                });
-            }
-        }
-        Ok(Self {
-            control: control.cast(),
-            data,
-            geometry,
-            mapped: size as usize,
-            keeper,
-        })
-    }
-
-    /// A ring whose data pages are mapped twice in a row: no copy is ever split.
-    ///
-    /// # Errors
-    ///
-    /// As for [`new`](Self::new).
-    ///
-    /// # Safety
-    ///
-    /// As for [`new`](Self::new), and `data` is valid for twice `size` bytes, of which the second half shows the same pages as
-    /// the first, in the same order.
-    pub unsafe fn new_mapped_twice(
-        control: NonNull<u8>,
-        data: NonNull<u8>,
-        size: u32,
-        keeper: K,
-    ) -> Result<Self, InvalidRing> {
-        // SAFETY: the caller promises more than this.
-        let ring = unsafe { Self::new(control, data, size, keeper) }?;
-        Ok(Self {
-            mapped: ring.mapped.saturating_mul(2),
-            ..ring
-        })
-    }
-
-    /// What keeps the pages.
-    pub const fn keeper(&self) -> &K {
-        &self.keeper
-    }
-
-    /// Where `len` bytes at `at` start, if they lie in a row.
-    #[inline]
-    const fn contiguous(&self, at: u32, len: usize) -> Option<*mut u8> {
-        // `at` has 32 bits and `len` is the length of a slice, at most isize::MAX: the sum fits where pointers have 64 bits.
-        if (at as usize).saturating_add(len) <= self.mapped {
-            // SAFETY: `at` is at most `mapped`, the length of one mapping that starts at `data`.
-            Some(unsafe { self.data.as_ptr().add(at as usize) })
-        } else {
-            None
-        }
-    }
-
-    /// The same where they do not lie in a row: where they start, how many lie in front of the end, and the data's start, where
-    /// they go on.
-    #[cold]
-    #[inline(never)]
-    fn split(&self, at: u32, len: usize) -> Option<Split> {
-        let at = if at >= self.geometry.size() {
-            at.wrapping_sub(self.geometry.size())
-        } else {
-            at
-        };
-        if at >= self.geometry.size() || len > self.geometry.size() as usize {
-            debug_assert!(false, "{len} bytes at {at} of a ring of {}", self.geometry.size());
-            return None;
-        }
-        // `at` is below the size.
-        let in_front = (self.geometry.size().wrapping_sub(at) as usize).min(len);
-        // SAFETY: `at` lies in the mapping.
-        let start = unsafe { self.data.as_ptr().add(at as usize) };
-        Some(Split {
-            start,
-            in_front,
-            rest: len.wrapping_sub(in_front),
-            wrapped: self.data.as_ptr(),
-        })
-    }
-}
-
-/// An access in two parts: `in_front` bytes at `start`, then `rest` bytes at `wrapped`.
-///
-/// Both parts lie in the mapping; where the access is aligned, so are both parts, since the size is a multiple of 8.
-struct Split {
-    start: *mut u8,
-    in_front: usize,
-    rest: usize,
-    wrapped: *mut u8,
-}
-
-impl<K> sealed::Sealed for SharedRing<K> {}
-
-impl<K> RingMemory for SharedRing<K> {
-    #[inline]
-    fn control(&self) -> &Control {
-        // SAFETY: the page is valid and aligned (constructor), and `Control` is nothing but atomics.
-        unsafe { self.control.as_ref() }
-    }
-
-    #[inline]
-    fn size(&self) -> u32 {
-        self.geometry.size()
-    }
-
-    #[inline]
-    fn store_words<const N: usize>(&self, at: u32, words: [u64; N]) {
-        debug_assert!(at.is_multiple_of(8));
-        if let Some(start) = self.contiguous(at, size_of::<[u64; N]>()) {
-            for (index, word) in words.into_iter().enumerate() {
-                // SAFETY: within the N words that `contiguous` found.
-                let to = unsafe { start.add(index.wrapping_mul(8)) };
-                // SAFETY: valid, and aligned, since `data` is page-aligned and `at` a multiple of 8.
-                unsafe { copy::words::store(to.cast(), word) };
-            }
-        } else {
-            self.store_padded(at, zerocopy::IntoBytes::as_bytes(&words));
-        }
-    }
-
-    #[inline]
-    fn load_words<const N: usize>(&self, at: u32) -> [u64; N] {
-        debug_assert!(at.is_multiple_of(8));
-        if let Some(start) = self.contiguous(at, size_of::<[u64; N]>()) {
-            core::array::from_fn(|index| {
-                // SAFETY: within the N words that `contiguous` found.
-                let from = unsafe { start.add(index.wrapping_mul(8)) };
-                // SAFETY: valid, and aligned, since `data` is page-aligned and `at` a multiple of 8.
-                unsafe { copy::words::load(from.cast()) }
-            })
-        } else {
-            let mut words = [0; N];
-            self.load(at, &mut words);
-            words
-        }
-    }
-
-    #[inline]
-    fn store_padded(&self, at: u32, bytes: &[u8]) {
-        debug_assert!(at.is_multiple_of(8));
-        let (whole, tail) = bytes.split_at(bytes.len() & !7);
-        if let Some(start) = self.contiguous(at, padded(bytes.len())) {
-            // SAFETY: the slice is private, the target valid for its length rounded up, and aligned.
-            unsafe { copy::to_shared(start, whole.as_ptr(), whole.len()) };
-            if !tail.is_empty() {
-                // SAFETY: the padded length has room for one more word.
-                let end = unsafe { start.add(whole.len()) };
-                // SAFETY: as above, and aligned like `start`.
-                unsafe { copy::words::store(end.cast(), last_word(bytes, tail)) };
-            }
-        } else if let Some(split) = self.split(at, padded(bytes.len())) {
-            let (front, back) = whole.split_at(split.in_front.min(whole.len()));
-            // SAFETY: `front` is no longer than the first part.
-            unsafe { copy::to_shared(split.start, front.as_ptr(), front.len()) };
-            // SAFETY: `back` is no longer than the second part.
-            unsafe { copy::to_shared(split.wrapped, back.as_ptr(), back.len()) };
-            if !tail.is_empty() {
-                let (base, offset) = if split.rest == 0 {
-                    (split.start, whole.len())
-                } else {
-                    (split.wrapped, back.len())
-                };
-                // SAFETY: the last word of the padded length lies in the second part if there is one, else in the first.
-                let end = unsafe { base.add(offset) };
-                // SAFETY: as above, and aligned, since all parts start and end at multiples of 8.
-                unsafe { copy::words::store(end.cast(), last_word(bytes, tail)) };
-            }
-        }
-    }
-
-    fn store_bytes(&self, at: u32, bytes: &[u8]) {
-        if let Some(start) = self.contiguous(at, bytes.len()) {
-            // SAFETY: the slice is private, the target valid for its length.
-            unsafe { copy::bytes_to_shared(start, bytes.as_ptr(), bytes.len()) };
-        } else if let Some(split) = self.split(at, bytes.len()) {
-            let (front, back) = bytes.split_at(split.in_front.min(bytes.len()));
-            // SAFETY: the first part has this length.
-            unsafe { copy::bytes_to_shared(split.start, front.as_ptr(), front.len()) };
-            // SAFETY: the second part has this length.
-            unsafe { copy::bytes_to_shared(split.wrapped, back.as_ptr(), back.len()) };
-        }
-    }
-
-    #[inline]
-    fn load(&self, at: u32, words: &mut [u64]) {
-        debug_assert!(at.is_multiple_of(8));
-        let len = size_of_val(words);
-        if let Some(start) = self.contiguous(at, len) {
-            // SAFETY: the slice is private and aligned, the source valid for its length, and aligned.
-            unsafe { copy::from_shared(words.as_mut_ptr().cast(), start, len) };
-        } else if let Some(split) = self.split(at, len) {
-            let (front, back) = words.split_at_mut((split.in_front / 8).min(words.len()));
-            // SAFETY: the first part has this length.
-            unsafe { copy::from_shared(front.as_mut_ptr().cast(), split.start, size_of_val(front)) };
-            // SAFETY: the second part has this length.
-            unsafe { copy::from_shared(back.as_mut_ptr().cast(), split.wrapped, size_of_val(back)) };
-        }
-    }
-
-    fn load_bytes(&self, at: u32, bytes: &mut [u8]) {
-        if let Some(start) = self.contiguous(at, bytes.len()) {
-            // SAFETY: the slice is private, the source valid for its length.
-            unsafe { copy::bytes_from_shared(bytes.as_mut_ptr(), start, bytes.len()) };
-        } else if let Some(split) = self.split(at, bytes.len()) {
-            let (front, back) = bytes.split_at_mut(split.in_front.min(bytes.len()));
-            // SAFETY: the first part has this length.
-            unsafe { copy::bytes_from_shared(front.as_mut_ptr(), split.start, front.len()) };
-            // SAFETY: the second part has this length.
-            unsafe { copy::bytes_from_shared(back.as_mut_ptr(), split.wrapped, back.len()) };
-        }
-    }
-}
-
-/// The word that ends a padded slice: its last 1 to 7 bytes, `tail`, and zeroes.
-#[inline]
-fn last_word(bytes: &[u8], tail: &[u8]) -> u64 {
-    if let Some(last) = bytes.last_chunk::<8>() {
-        // 8 to 56 bits out: `tail` has 1 to 7 bytes.
-        u64::from_le_bytes(*last) >> (64_usize.wrapping_sub(tail.len().wrapping_mul(8)) & 63)
-    } else {
-        let mut word = 0;
-        for &byte in tail.iter().rev() {
-            word = word << 8 | u64::from(byte);
-        }
-        word
-    }
 }

@@ -29,8 +29,6 @@ pub(super) struct State {
     write: u32,
     /// The write index that the peer knows.
     committed: u32,
-    /// Bytes staged since.
-    staged: u32,
     /// Bytes known to be free behind `write`; 0 once the ring is broken, so that the fast path needs no second check.
     room: u32,
     /// What the peer was told that we wait for; 0 for nothing.
@@ -89,13 +87,14 @@ impl<M: RingMemory> Producer<M> {
     /// # Errors
     ///
     /// [`WriteError::Full`] now, [`WriteError::TooLarge`] or [`WriteError::Corrupt`] for ever. Nothing is staged then.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, header: Header, payload: &[u8]) -> Result<(), WriteError> {
-        let claim = self.state.claim(&self.memory, 0, payload.len())?;
-        let trailer = u64::from(claim.start) << 32;
-        self.memory
-            .store_packet(claim.start, header.encode(DESCRIPTOR, claim.length), payload, trailer);
+        let claim = self.state.claim(&self.memory, padded(payload.len()))?;
         self.state.stage(claim.total());
+        let trailer = u64::from(claim.start) << 32;
+        let first = header.encode(DESCRIPTOR, claim.length);
+        self.memory
+            .store_packet(claim.start, first, header.transaction_id, payload, trailer);
         Ok(())
     }
 
@@ -152,21 +151,32 @@ impl<M: RingMemory> Producer<M> {
         external: usize,
         payload: usize,
     ) -> Result<Reservation<'_, M>, WriteError> {
-        let claim = self.state.claim(&self.memory, external, payload)?;
-        // The claim found room for it: fits.
+        let claim = self
+            .state
+            .claim(&self.memory, padded(external).saturating_add(padded(payload)))?;
+        // The claim found room for both: they fit.
+        let external = u32::try_from(padded(external)).unwrap_or(0);
         let payload = u32::try_from(payload).unwrap_or(0);
-        Ok(Reservation::new(&mut self.state, &self.memory, header, claim, payload))
+        Ok(Reservation::new(
+            &mut self.state,
+            &self.memory,
+            header,
+            claim,
+            external,
+            payload,
+        ))
     }
 
     /// Forgets all staged packets.
     pub const fn revert(&mut self) {
         let state = &mut self.state;
-        state.write = state.committed;
         if state.fault.is_none() {
             // What was staged had been taken out of the room.
-            state.room = state.room.wrapping_add(state.staged);
+            state.room = state
+                .room
+                .wrapping_add(state.geometry.distance(state.committed, state.write));
         }
-        state.staged = 0;
+        state.write = state.committed;
     }
 
     /// Makes all staged packets visible, and says whether the peer sleeps: whether the ring was empty and its signals are not
@@ -174,7 +184,7 @@ impl<M: RingMemory> Producer<M> {
     #[inline]
     pub fn commit(&mut self) -> Signal {
         let state = &mut self.state;
-        if state.staged == 0 {
+        if state.write == state.committed {
             return Signal::NotNeeded;
         }
         let control = self.memory.control();
@@ -182,7 +192,6 @@ impl<M: RingMemory> Producer<M> {
         // unmasks and then finds the ring empty has unmasked before our load, or we have published before its.
         publish(&control.write_index, state.write);
         let before = core::mem::replace(&mut state.committed, state.write);
-        state.staged = 0;
         if observe(&control.interrupt_mask) != 0 {
             return Signal::NotNeeded;
         }
@@ -205,10 +214,7 @@ impl<M: RingMemory> Producer<M> {
     pub fn wait_for_room(&mut self, needed: u32) -> Result<Room, WriteError> {
         let limit = self.state.geometry.capacity();
         if needed > limit {
-            return Err(WriteError::TooLarge {
-                needed: needed.into(),
-                limit,
-            });
+            return Err(WriteError::TooLarge { needed, limit });
         }
         // Not larger than the limit, which is a multiple of 8: fits.
         let needed = needed.wrapping_add(7) & !7;
@@ -277,8 +283,6 @@ impl<M: RingMemory> Producer<M> {
 pub(super) struct Claim {
     /// Where it starts.
     pub(super) start: u32,
-    /// Bytes of the page list.
-    pub(super) external: u32,
     /// Bytes without the trailer.
     pub(super) length: u32,
 }
@@ -298,7 +302,6 @@ impl State {
             geometry,
             write,
             committed: write,
-            staged: 0,
             room,
             waiting_for: 0,
             fault: None,
@@ -309,20 +312,19 @@ impl State {
         self.geometry.capacity().min(MAX_LENGTH.wrapping_add(TRAILER))
     }
 
-    /// Finds room for a packet.
-    #[inline]
-    fn claim<M: RingMemory>(&mut self, memory: &M, external: usize, payload: usize) -> Result<Claim, WriteError> {
+    /// Finds room for a packet with this many bytes behind the descriptor, a multiple of 8.
+    #[expect(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
+    #[inline(always)]
+    fn claim<M: RingMemory>(&mut self, memory: &M, body: usize) -> Result<Claim, WriteError> {
         const FRAME: usize = (DESCRIPTOR + TRAILER) as usize;
-        let total = padded(external).saturating_add(padded(payload)).saturating_add(FRAME);
-        // Saturated sums are far above the limit; in all other cases the numbers below fit.
-        if total > self.room as usize || total > (MAX_LENGTH + TRAILER) as usize {
-            self.make_room(memory, total)?;
+        const MOST: usize = (MAX_LENGTH - DESCRIPTOR) as usize;
+        if body > MOST || body.wrapping_add(FRAME) > self.room as usize {
+            self.make_room(memory, body.saturating_add(FRAME))?;
         }
-        let length = u32::try_from(total).unwrap_or(u32::MAX).wrapping_sub(TRAILER);
-        let external = u32::try_from(padded(external)).unwrap_or(u32::MAX);
+        // Not more than MAX_LENGTH, which has 19 bits.
+        let length = ((body & 0xf_ffff) as u32).wrapping_add(DESCRIPTOR);
         Ok(Claim {
             start: self.write,
-            external,
             length,
         })
     }
@@ -334,9 +336,9 @@ impl State {
         let limit = self.limit();
         let needed = match u32::try_from(total) {
             Ok(needed) if needed <= limit => needed,
-            _ => {
+            needed => {
                 return Err(WriteError::TooLarge {
-                    needed: total as u64,
+                    needed: needed.unwrap_or(u32::MAX),
                     limit,
                 });
             }
@@ -348,13 +350,18 @@ impl State {
         Ok(())
     }
 
-    /// Takes a finished packet in.
-    #[inline]
+    /// Takes a claimed packet in.
+    #[inline(always)]
     pub(super) const fn stage(&mut self, total: u32) {
         // A claim is never larger than the room, and the room not larger than the ring.
         self.write = self.geometry.advance(self.write, total);
-        self.staged = self.staged.wrapping_add(total);
         self.room = self.room.wrapping_sub(total);
+    }
+
+    /// Bytes that the peer does not see yet.
+    #[inline]
+    const fn staged(&self) -> u32 {
+        self.geometry.distance(self.committed, self.write)
     }
 
     /// Loads and checks the peer's read index, and knows the room again.
@@ -366,7 +373,7 @@ impl State {
             let used = self.geometry.distance(raw, self.write);
             let known = capacity.wrapping_sub(self.room);
             // The peer can only have read on, and only what was committed.
-            if self.staged <= used && used <= known {
+            if self.staged() <= used && used <= known {
                 self.room = capacity.wrapping_sub(used);
                 return Ok(raw);
             }

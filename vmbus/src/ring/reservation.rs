@@ -20,8 +20,10 @@ pub struct Reservation<'p, M> {
     memory: &'p M,
     header: Header,
     claim: Claim,
-    /// Bytes of the page list written so far.
+    /// Bytes of the page list.
     external: u32,
+    /// Bytes of the page list written so far.
+    listed: u32,
     /// Bytes of the payload written so far, all from its start on.
     filled: u32,
     /// Bytes of the payload.
@@ -30,13 +32,21 @@ pub struct Reservation<'p, M> {
 
 impl<'p, M: RingMemory> Reservation<'p, M> {
     #[inline]
-    pub(super) const fn new(state: &'p mut State, memory: &'p M, header: Header, claim: Claim, payload: u32) -> Self {
+    pub(super) const fn new(
+        state: &'p mut State,
+        memory: &'p M,
+        header: Header,
+        claim: Claim,
+        external: u32,
+        payload: u32,
+    ) -> Self {
         Self {
             state,
             memory,
             header,
             claim,
-            external: 0,
+            external,
+            listed: 0,
             filled: 0,
             payload,
         }
@@ -54,15 +64,13 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
     ///
     /// [`WriteError::OutOfBounds`] if it is longer than reserved, or `bytes` no multiple of 8 long.
     pub fn write_external(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let len = fitting(bytes.len(), self.claim.external.wrapping_sub(self.external))?;
+        let len = fitting(bytes.len(), self.external.wrapping_sub(self.listed))?;
         if !bytes.len().is_multiple_of(8) {
-            return Err(WriteError::OutOfBounds {
-                excess: bytes.len() % 8,
-            });
+            return Err(WriteError::OutOfBounds { excess: len % 8 });
         }
         self.memory
-            .store_padded(self.at(DESCRIPTOR.wrapping_add(self.external)), bytes);
-        self.external = self.external.wrapping_add(len);
+            .store_padded(self.at(DESCRIPTOR.wrapping_add(self.listed)), bytes);
+        self.listed = self.listed.wrapping_add(len);
         Ok(())
     }
 
@@ -97,7 +105,7 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
     /// Stages the packet.
     #[inline]
     pub fn finish(mut self) {
-        if self.external < self.claim.external {
+        if self.listed < self.external {
             self.zero_external();
         }
         // Also the padding, which starts where the payload ends.
@@ -106,8 +114,13 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
             self.zero_up_to(end);
         }
         let data_offset = self.payload_offset();
-        self.memory
-            .store_words(self.claim.start, self.header.encode(data_offset, self.claim.length));
+        self.memory.store_words(
+            self.claim.start,
+            [
+                self.header.encode(data_offset, self.claim.length),
+                self.header.transaction_id,
+            ],
+        );
         self.memory
             .store_words(self.at(self.claim.length), [u64::from(self.claim.start) << 32]);
         self.state.stage(self.claim.total());
@@ -116,7 +129,7 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
     /// Where the payload starts in the packet.
     #[inline]
     const fn payload_offset(&self) -> u32 {
-        DESCRIPTOR.wrapping_add(self.claim.external)
+        DESCRIPTOR.wrapping_add(self.external)
     }
 
     /// The ring offset of a byte of the packet; may lie behind the end, once.
@@ -157,10 +170,10 @@ impl<'p, M: RingMemory> Reservation<'p, M> {
     #[cold]
     #[inline(never)]
     fn zero_external(&mut self) {
-        while self.external < self.claim.external {
+        while self.listed < self.external {
             self.memory
-                .store_words(self.at(DESCRIPTOR.wrapping_add(self.external)), [0]);
-            self.external = self.external.wrapping_add(8);
+                .store_words(self.at(DESCRIPTOR.wrapping_add(self.listed)), [0]);
+            self.listed = self.listed.wrapping_add(8);
         }
     }
 }
@@ -171,7 +184,7 @@ fn fitting(len: usize, left: u32) -> Result<u32, WriteError> {
     match u32::try_from(len) {
         Ok(len) if len <= left => Ok(len),
         _ => Err(WriteError::OutOfBounds {
-            excess: len.saturating_sub(left as usize),
+            excess: u32::try_from(len).unwrap_or(u32::MAX).saturating_sub(left),
         }),
     }
 }

@@ -316,10 +316,15 @@ fn check_aligned(block: &SharedPages) -> Result<(), PlatformFault> {
 }
 
 fn first_nonzero(block: &SharedPages) -> Option<(usize, u8)> {
-    (0..block.len_bytes()).find_map(|offset| match byte_at(block, offset) {
-        0 => None,
-        value => Some((offset, value)),
-    })
+    let mut chunk = [0; 64];
+    for start in (0..block.len_bytes()).step_by(chunk.len()) {
+        let read = block.read_at(start, &mut chunk);
+        debug_assert!(read.is_ok(), "inside the block");
+        if let Some((offset, value)) = chunk.iter().enumerate().find(|(_, byte)| **byte != 0) {
+            return Some((start + offset, *value));
+        }
+    }
+    None
 }
 
 fn byte_at(block: &SharedPages, offset: usize) -> u8 {

@@ -21,38 +21,29 @@
 )]
 
 mod mapping;
+mod state;
 #[cfg(test)]
 mod tests;
 
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::alloc::alloc_zeroed;
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread_local;
 
+use self::state::{Block, Page, Part, Source, State, check_poison, layout_of, poison};
+use super::heap::Exempt;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
 use crate::platform::{
     CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut, Wait,
 };
-
-/// The byte that fills released memory.
-const POISON: u8 = 0xdb;
-/// So many released pages rest before their memory goes back to the heap.
-const QUARANTINE_PAGES: usize = 512;
-/// The first page number that is handed out.
-const FIRST_PFN: u64 = 0x10_0000;
-/// Page numbers are scattered over so many pages.
-const PFN_SPACE: u64 = 1 << 28;
-/// Odd, so that multiplication modulo the power of two above meets each page number once.
-const PFN_SCATTER: u64 = 0x9e3_779b;
 
 /// The other side of the memory: a host, as the platform sees it.
 pub trait HostSide: Sync {
@@ -96,57 +87,6 @@ impl Drop for ProcessorGuard {
     }
 }
 
-struct Block {
-    base: NonNull<u8>,
-    page_count: usize,
-    page_numbers: Vec<u64>,
-    source: Source,
-}
-
-/// Where the memory of a block is from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Heap,
-    /// The file that can be mapped twice.
-    File,
-    /// It belongs to the test: it is neither poisoned nor freed.
-    Adopted,
-}
-
-// SAFETY: the pointer is to memory that the block owns (or that a test promised to keep), reached as atomics only.
-unsafe impl Send for Block {}
-
-struct Page {
-    base: NonNull<u8>,
-    /// The part of the page that is there: all of it, except at the edges of adopted memory.
-    present: core::ops::Range<usize>,
-    page_use: PageUse,
-    /// Its number in the file that can be mapped twice.
-    in_file: Option<usize>,
-}
-
-// SAFETY: as for `Block`.
-unsafe impl Send for Page {}
-
-#[derive(Default)]
-struct State {
-    /// By kernel address.
-    blocks: BTreeMap<usize, Block>,
-    /// By page number.
-    pages: BTreeMap<u64, Page>,
-    pages_ever: u64,
-    resting: VecDeque<Block>,
-    resting_pages: usize,
-    fail_at: Option<u64>,
-    fail_from: Option<u64>,
-    faults: Vec<String>,
-    deferred: VecDeque<ProcessorIndex>,
-    host: Option<&'static dyn HostSide>,
-    file: Option<mapping::File>,
-    /// What was mapped twice and not removed: address and pages.
-    double_mappings: BTreeMap<usize, usize>,
-}
-
 type DeferredHandler = Box<dyn Fn(ProcessorIndex) + Send + Sync>;
 
 /// A platform for tests. See the module's documentation.
@@ -169,10 +109,6 @@ static HANDLERS: Mutex<Vec<&'static DeferredHandler>> = Mutex::new(Vec::new());
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A test that failed with the lock held has said so already.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-const fn scattered(number: u64) -> u64 {
-    FIRST_PFN + number.wrapping_mul(PFN_SCATTER) % PFN_SPACE
 }
 
 impl FakePlatform {
@@ -442,8 +378,9 @@ impl FakePlatform {
     /// [`BadAccess`], which is also recorded as a fault.
     pub fn guest_read(&self, gpa: u64, target: &mut [u8]) -> Result<(), BadAccess> {
         let mut state = locked(&self.state);
-        state.for_each_byte(gpa, target.len(), |index, byte| {
-            target[index] = byte.load(Ordering::Relaxed)
+        state.for_each_part(gpa, target.len(), |index, part| match part {
+            Part::Byte(byte) => target[index] = byte.load(Ordering::Relaxed),
+            Part::Word(word) => target[index..index + 8].copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()),
         })
     }
 
@@ -454,8 +391,13 @@ impl FakePlatform {
     /// [`BadAccess`], which is also recorded as a fault.
     pub fn guest_write(&self, gpa: u64, source: &[u8]) -> Result<(), BadAccess> {
         let mut state = locked(&self.state);
-        state.for_each_byte(gpa, source.len(), |index, byte| {
-            byte.store(source[index], Ordering::Relaxed)
+        state.for_each_part(gpa, source.len(), |index, part| match part {
+            Part::Byte(byte) => byte.store(source[index], Ordering::Relaxed),
+            Part::Word(word) => {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&source[index..index + 8]);
+                word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+            }
         })
     }
 
@@ -507,118 +449,11 @@ impl FakePlatform {
     }
 }
 
-impl State {
-    fn fault(&mut self, what: String) {
-        self.faults.push(what);
-    }
-
-    const fn next_page_number(&mut self) -> u64 {
-        let number = scattered(self.pages_ever);
-        self.pages_ever += 1;
-        number
-    }
-
-    /// Finds a byte and records a fault if it is not there.
-    fn checked_byte(&mut self, gpa: u64) -> Result<NonNull<u8>, BadAccess> {
-        let offset = usize::try_from(gpa % PAGE_SIZE as u64).unwrap_or(0);
-        let number = gpa / PAGE_SIZE as u64;
-        if let Some(page) = self.pages.get(&number)
-            && page.present.contains(&offset)
-            && let Some(at) = NonNull::new(page.base.as_ptr().wrapping_add(offset))
-        {
-            return Ok(at);
-        }
-        let existed = (0..self.pages_ever)
-            .rev()
-            .take(1 << 16)
-            .any(|ever| scattered(ever) == number);
-        let error = if existed {
-            BadAccess::Released(gpa)
-        } else {
-            BadAccess::Nowhere(gpa)
-        };
-        self.fault(format!("the host's access failed: {error}"));
-        Err(error)
-    }
-
-    /// Looks up each page once, and then goes through its bytes.
-    fn for_each_byte(
-        &mut self,
-        gpa: u64,
-        len: usize,
-        mut access: impl FnMut(usize, &AtomicU8),
-    ) -> Result<(), BadAccess> {
-        let mut done = 0;
-        while done < len {
-            let at = gpa.wrapping_add(done as u64);
-            let start = self.checked_byte(at)?;
-            let in_page = usize::try_from(at % PAGE_SIZE as u64).unwrap_or(0);
-            let part = (PAGE_SIZE - in_page).min(len - done);
-            self.checked_byte(at.wrapping_add(part as u64 - 1))?;
-            for index in 0..part {
-                // SAFETY: both ends of the part are in the same present part of a page.
-                let byte = unsafe { start.add(index) };
-                // SAFETY: memory of a live block, which the lock keeps alive; every access of this side is atomic.
-                access(done + index, unsafe { AtomicU8::from_ptr(byte.as_ptr()) });
-            }
-            done += part;
-        }
-        Ok(())
-    }
-
-    /// Finds the block that a kernel address lies in.
-    fn block_at(&self, address: usize) -> Option<&Block> {
-        let (_, block) = self.blocks.range(..=address).next_back()?;
-        let first_page = block.base.addr().get() / PAGE_SIZE;
-        (address / PAGE_SIZE - first_page < block.page_count).then_some(block)
-    }
-
-    fn rest(&mut self, block: Block) {
-        self.resting_pages += block.page_count;
-        self.resting.push_back(block);
-        while self.resting_pages > QUARANTINE_PAGES {
-            let Some(mut oldest) = self.resting.pop_front() else {
-                break;
-            };
-            self.resting_pages -= oldest.page_count;
-            check_poison(&mut oldest, &mut self.faults);
-            if oldest.source == Source::File {
-                // SAFETY: the block is a mapping of its own; a double mapping of it would be used after the release.
-                unsafe { mapping::File::free(oldest.base, oldest.page_count) };
-            } else {
-                // SAFETY: the block is exactly one allocation with this layout, and nothing points to it any more.
-                unsafe { dealloc(oldest.base.as_ptr(), layout_of(oldest.page_count)) };
-            }
-        }
-    }
-}
-
-/// The layout of a block, whose size was checked when it was allocated.
-fn layout_of(page_count: usize) -> Layout {
-    Layout::from_size_align(page_count * PAGE_SIZE, PAGE_SIZE).unwrap_or(Layout::new::<u64>())
-}
-
-fn check_poison(block: &mut Block, faults: &mut Vec<String>) {
-    for offset in 0..block.page_count * PAGE_SIZE {
-        // SAFETY: inside the block.
-        let at = unsafe { block.base.add(offset) };
-        // SAFETY: the block is alive while it rests, and reached as atomics only.
-        let byte = unsafe { AtomicU8::from_ptr(at.as_ptr()) };
-        if byte.swap(POISON, Ordering::Relaxed) != POISON {
-            let number = block.page_numbers[offset / PAGE_SIZE];
-            faults.push(format!(
-                "byte {:#x} of page {number:#x} was written after its release",
-                offset % PAGE_SIZE
-            ));
-            return;
-        }
-    }
-}
-
 // SAFETY: blocks come zeroed and page-aligned from the heap, live until released, and each translation is what this
 // platform's host side uses.
 unsafe impl Platform for FakePlatform {
     fn allocate_pages(&self, page_count: usize, page_use: PageUse) -> Result<NonNull<u8>, OutOfPages> {
+        let _exempt = Exempt::enter();
         self.note_activity();
         let refused = OutOfPages { page_count };
         let this = self.allocations.fetch_add(1, Ordering::Relaxed);
@@ -669,6 +504,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     unsafe fn release_pages(&self, base: NonNull<u8>, page_count: usize) {
+        let _exempt = Exempt::enter();
         let (host, page_numbers) = {
             let mut state = locked(&self.state);
             match state.blocks.get(&base.addr().get()) {
@@ -696,12 +532,7 @@ unsafe impl Platform for FakePlatform {
         for number in &block.page_numbers {
             state.pages.remove(number);
         }
-        for offset in 0..page_count * PAGE_SIZE {
-            // SAFETY: inside the block.
-            let at = unsafe { base.add(offset) };
-            // SAFETY: alive until `rest` frees it.
-            unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(POISON, Ordering::Relaxed);
-        }
+        poison(&block);
         state.rest(block);
         self.live_pages.fetch_sub(page_count, Ordering::Relaxed);
     }
@@ -734,6 +565,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         if !state.deferred.contains(&processor) {
             state.deferred.push_back(processor);
@@ -747,6 +579,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn leave_dispatch(&self, token: DispatchToken) {
+        let _exempt = Exempt::enter();
         let depth = DISPATCH_DEPTH.get();
         if depth != token.0 + 1 {
             let mut state = locked(&self.state);
@@ -798,6 +631,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn map_twice(&self, pages: &[Pfn]) -> Result<NonNull<u8>, CannotMapTwice> {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         let mut in_file = Vec::with_capacity(pages.len());
         for page in pages {
@@ -822,6 +656,7 @@ unsafe impl Platform for FakePlatform {
     }
 
     unsafe fn unmap_twice(&self, base: NonNull<u8>, page_count: usize) {
+        let _exempt = Exempt::enter();
         let mut state = locked(&self.state);
         match state.double_mappings.remove(&base.addr().get()) {
             // SAFETY: made by `map_twice`, with twice as many pages, and removed once.

@@ -6,6 +6,10 @@
 //!   addresses are neither identical to the kernel's nor contiguous, which counts, poisons, and can be told to fail.
 //! - `model` (as above) is a host: a hypervisor and a VMBus server that were written from the specifications, with
 //!   offsets as literals and none of this crate's wire structures, so that a mistake in those shows.
+//! - `TestHeap` (as above) is a heap for a test program that lets one allocation of the guest's fail.
+//!
+//! Under Miri, use `-Zmiri-disable-weak-memory-emulation`: guest and host reach the same bytes as bytes and as words, which
+//! its emulation of weak memory does not support.
 //!
 //! On a target without an operating system the feature `testing` adds nothing to what is always there.
 
@@ -13,8 +17,12 @@ mod check;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 mod fake_platform;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+mod heap;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 pub mod model;
 
 pub use check::{PlatformFault, PlatformReport, check_platform};
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 pub use fake_platform::{BadAccess, FakePlatform, HostSide, ProcessorGuard};
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+pub use heap::TestHeap;

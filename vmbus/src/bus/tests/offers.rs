@@ -1,1 +1,318 @@
-//! x
+//! Offers and withdrawals.
+
+use std::string::ToString;
+
+use super::*;
+use crate::protocol::Guid;
+
+fn rescind_message(channel: u32) -> Vec<u8> {
+    let mut message = vec![0; 12];
+    message[0] = 2;
+    message[8..12].copy_from_slice(&channel.to_le_bytes());
+    message
+}
+
+/// An offer's message, by hand.
+fn offer_message(channel: u32, instance: u8) -> Vec<u8> {
+    let mut message = vec![0; 196];
+    message[0] = 1;
+    message[8..24].fill(0x77);
+    message[24..40].fill(instance);
+    message[184..188].copy_from_slice(&channel.to_le_bytes());
+    message[190] = 1;
+    message
+}
+
+#[test]
+fn an_offer_is_shown_with_everything_that_the_host_said() {
+    let ground = Ground::hyper_v();
+    let mut offer = model::Offer::new(CLASS, INSTANCE);
+    offer.flags = 0x2010;
+    offer.mmio_megabytes = 8;
+    offer.user_defined = [0x5a; 120];
+    offer.monitor = Some(7);
+    offer.connection = Some(0x1_2345);
+    let channel = ground.host.offer(offer);
+    let bus = ground.connect();
+    let shown = bus.offer(ChannelId(channel)).unwrap();
+    assert_eq!(shown.class, crate::protocol::class::DYNAMIC_MEMORY);
+    assert_eq!(
+        (shown.mmio_megabytes, shown.monitor, shown.connection.0),
+        (8, Some(7), 0x1_2345)
+    );
+    assert_eq!((shown.flags.bits(), shown.user_defined), (0x2010, [0x5a; 120]));
+    assert_eq!((shown.origin, shown.subchannel_index), (Origin::Host, 0));
+    assert_eq!(
+        shown.to_string(),
+        "dynamic memory   525074dc-8985-46e2-8057-a307dc18a502  {1eccfd72-4b41-45ef-b73a-4a6e44c12924}  channel 1"
+    );
+    ground.finish(bus);
+}
+
+#[test]
+fn m10_late_offers_come_at_any_time_and_each_observer_sees_each_once() {
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    let mut early = OfferCursor::default();
+    assert!(bus.next_offer(&mut early).is_none());
+    let generation = bus.offer_generation();
+    let first = ground.host.offer(model::Offer::new(CLASS, INSTANCE));
+    ground.settle(&bus);
+    assert_ne!(bus.offer_generation(), generation);
+    assert_eq!(bus.next_offer(&mut early).unwrap().channel.0, first);
+    assert!(bus.next_offer(&mut early).is_none());
+    let second = ground.host.offer(model::Offer::new(CLASS, OTHER_INSTANCE));
+    ground.settle(&bus);
+    assert_eq!(bus.next_offer(&mut early).unwrap().channel.0, second);
+    let mut late = OfferCursor::default();
+    assert_eq!(bus.next_offer(&mut late).unwrap().channel.0, first);
+    assert_eq!(bus.next_offer(&mut late).unwrap().channel.0, second);
+    ground.finish(bus);
+}
+
+struct Hook(std::sync::atomic::AtomicU32);
+
+impl OfferEvents for Hook {
+    fn offers_changed(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn the_operating_system_is_told_of_offers_that_come_and_go() {
+    static HOOK: Hook = Hook(std::sync::atomic::AtomicU32::new(0));
+    let ground = Ground::hyper_v();
+    let bus = ground.connect_with(Config {
+        offer_events: Some(&HOOK),
+        ..Config::default()
+    });
+    assert_eq!(HOOK.0.load(Ordering::SeqCst), 0);
+    let channel = ground.host.offer(model::Offer::new(CLASS, INSTANCE));
+    ground.settle(&bus);
+    assert_eq!(HOOK.0.load(Ordering::SeqCst), 1);
+    ground.host.rescind(channel);
+    ground.settle(&bus);
+    assert_eq!(HOOK.0.load(Ordering::SeqCst), 2);
+    ground.finish(bus);
+}
+
+#[test]
+fn c1_the_id_of_a_withdrawn_offer_is_released_once() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    assert_eq!(bus.offers().count(), 0);
+    assert_eq!(ground.posts_of(13), 1);
+    ground.settle(&bus);
+    assert_eq!(ground.posts_of(13), 1);
+    assert_eq!(bus.counters().released_ids, 1);
+    assert_eq!(
+        bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND)
+            .err(),
+        Some(Error::NoSuchChannel(channel))
+    );
+    ground.finish(bus);
+}
+
+#[test]
+fn c1_a_busy_host_gets_the_release_later_and_once() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    ground.host.fail_posts(0x13, 3);
+    ground.host.rescind(channel.0);
+    for _ in 0..10 {
+        bus.poll();
+    }
+    assert_eq!((ground.posts_of(13), bus.counters().released_ids), (4, 1));
+    ground.finish(bus);
+}
+
+#[test]
+fn c4_a_device_offered_anew_while_in_use_is_held_back_until_the_old_channel_is_closed() {
+    for is_rescinded_first in [true, false] {
+        let (ground, channel) = Ground::with_channel();
+        let bus = ground.connect();
+        let (old, recorder) = open(&bus, channel);
+        let mut cursor = OfferCursor::default();
+        assert!(bus.next_offer(&mut cursor).is_some());
+        if is_rescinded_first {
+            ground.host.rescind(channel.0);
+        }
+        let new = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+        if !is_rescinded_first {
+            // Out of order: the new offer first.
+            ground.host.rescind(channel.0);
+        }
+        ground.settle(&bus);
+        assert_ne!(new, channel);
+        assert_eq!(recorder.count(&Told::Rescinded), 1);
+        assert!(bus.next_offer(&mut cursor).is_none(), "held back");
+        assert_eq!(
+            bus.open(new, &OpenParameters::default(), Recorder::default(), SECOND)
+                .err(),
+            Some(Error::NoSuchChannel(new))
+        );
+        old.close(SECOND).unwrap();
+        ground.settle(&bus);
+        assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, new);
+        let (opened, _) = open(&bus, new);
+        opened.close(SECOND).unwrap();
+        assert_eq!(ground.posts_of(13), 1);
+        ground.finish(bus);
+    }
+}
+
+#[test]
+fn c4_the_same_id_offered_anew_while_in_use_is_held_back() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (old, _) = open(&bus, channel);
+    ground.host.rescind(channel.0);
+    ground.host.send_raw(&offer_message(channel.0, 9));
+    ground.settle(&bus);
+    assert_eq!(bus.offers().count(), 0);
+    assert_eq!(bus.counters().refused_offers, 0);
+    old.close(SECOND).unwrap();
+    ground.settle(&bus);
+    let offers: Vec<Offer> = bus.offers().collect();
+    assert_eq!(offers.len(), 1);
+    assert_eq!(offers[0].channel, channel);
+    assert_eq!(offers[0].instance.to_wire(), [9; 16]);
+}
+
+#[test]
+fn c4_an_offer_that_is_withdrawn_while_held_back_is_never_shown() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (old, _) = open(&bus, channel);
+    ground.host.rescind(channel.0);
+    let new = ground.host.offer(model::Offer::new(CLASS, INSTANCE));
+    ground.settle(&bus);
+    ground.host.rescind(new);
+    ground.settle(&bus);
+    assert_eq!(ground.posts_of(13), 1, "only the one that nobody uses");
+    old.close(SECOND).unwrap();
+    ground.settle(&bus);
+    assert_eq!((bus.offers().count(), ground.posts_of(13)), (0, 2));
+    ground.finish(bus);
+}
+
+#[test]
+fn m9_a_second_offer_of_an_id_is_refused_and_changes_nothing() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let before = bus.offer(channel).unwrap();
+    ground.host.send_raw(&offer_message(channel.0, 9));
+    ground.settle(&bus);
+    let after = bus.offer(channel).unwrap();
+    assert_eq!(
+        (after.class, after.instance, after.sequence),
+        (before.class, before.instance, before.sequence)
+    );
+    assert_eq!((bus.offers().count(), bus.counters().refused_offers), (1, 1));
+    ground.finish(bus);
+}
+
+#[test]
+fn m9_ids_out_of_range_are_refused() {
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    for id in [0, 2048, 4096, 0x7fff_ffff, LOCAL_CHANNEL_IDS, u32::MAX] {
+        ground.host.send_raw(&offer_message(id, 1));
+        ground.settle(&bus);
+        ground.host.send_raw(&rescind_message(id));
+        ground.settle(&bus);
+    }
+    assert_eq!((bus.offers().count(), bus.counters().refused_offers), (0, 6));
+    assert_eq!(bus.counters().stray_rescinds, 6);
+    assert_eq!(ground.posts_of(13), 0);
+    ground.host.send_raw(&offer_message(2047, 1));
+    ground.settle(&bus);
+    assert!(bus.offer(ChannelId(2047)).is_some());
+}
+
+#[test]
+fn m10_a_withdrawal_before_its_offer_or_twice_is_ignored() {
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    ground.host.send_raw(&rescind_message(5));
+    ground.host.send_raw(&offer_message(5, 1));
+    ground.settle(&bus);
+    assert_eq!((bus.offers().count(), bus.counters().stray_rescinds), (1, 1));
+    ground.host.send_raw(&rescind_message(5));
+    ground.host.send_raw(&rescind_message(5));
+    ground.settle(&bus);
+    assert_eq!((bus.offers().count(), bus.counters().stray_rescinds), (0, 2));
+    assert_eq!(bus.counters().released_ids, 1);
+}
+
+#[test]
+fn m11_a_flood_of_offers_and_withdrawals_takes_no_memory() {
+    let rounds = if cfg!(miri) { 20 } else { 20_000_u32 };
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    let pages = ground.platform.live_pages();
+    // More than the table holds.
+    for round in 0..rounds {
+        let id = 1 + round % 2047;
+        bus.0
+            .accept_for_test(&offer_message(id, u8::try_from(round % 251).unwrap()));
+        if round % 2 == 1 {
+            bus.0.accept_for_test(&rescind_message(id));
+        }
+    }
+    bus.poll();
+    assert!(bus.offers().count() <= 128);
+    let counters = bus.counters();
+    if !cfg!(miri) {
+        assert!(counters.excess_offers > 0, "{counters:?}");
+    }
+    assert_eq!(counters.messages, u64::from(rounds + rounds / 2) + 2);
+    assert_eq!(ground.platform.live_pages(), pages);
+}
+
+#[test]
+fn m11_a_million_offers_and_withdrawals_leave_the_table_empty() {
+    let rounds = if cfg!(miri) { 20 } else { 1_000_000_u32 };
+    let platform = FakePlatform::new();
+    let table = table::Table::new(platform, 4, 2048).unwrap();
+    let message = crate::protocol::offer::OfferChannel::new(Guid::ZERO, Guid::ZERO, ChannelId(7), ConnectionId(1));
+    for _ in 0..rounds {
+        let (admission, offer) = table.admit(Offer::new(Origin::Host, &message));
+        assert_eq!(admission, table::Admission::Shown);
+        table.withdraw(offer.channel);
+        let (place, _) = table.next_release().unwrap();
+        assert!(table.next_release().is_none());
+        table.released(place);
+    }
+    assert!(table.shown_from(0).is_none());
+    assert_eq!(table.generation(), 2 * u64::from(rounds));
+}
+
+#[test]
+fn subchannels_are_found_by_their_primary() {
+    let ground = Ground::hyper_v();
+    let primary = ground.host.offer(model::Offer::new(CLASS, INSTANCE));
+    for index in 1..=3 {
+        let mut offer = model::Offer::new(CLASS, INSTANCE);
+        offer.subchannel_index = index;
+        ground.host.offer(offer);
+    }
+    ground.host.offer(model::Offer::new(CLASS, OTHER_INSTANCE));
+    let bus = ground.connect();
+    let primary = bus.offer(ChannelId(primary)).unwrap();
+    let indices: Vec<u16> = bus.subchannels(&primary).map(|offer| offer.subchannel_index).collect();
+    assert_eq!(indices, [1, 2, 3]);
+    ground.finish(bus);
+}
+
+#[test]
+fn offers_before_they_were_asked_for_are_ignored() {
+    let ground = Ground::hyper_v();
+    let reply = model::Reply::After(offer_message(3, 1));
+    ground.host.set_reply(14, reply);
+    let bus = ground.connect();
+    assert_eq!((bus.offers().count(), bus.counters().refused_offers), (0, 1));
+    ground.finish(bus);
+}

@@ -1,7 +1,5 @@
-//! The portable copies: relaxed atomics, 64 bits at a time where aligned, else bytes.
+//! The portable copies: relaxed atomics of 64 bits.
 
-#[cfg(any(miri, test, not(target_arch = "x86_64")))]
-use core::sync::atomic::AtomicU8;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const WORD: usize = size_of::<u64>();
@@ -72,23 +70,45 @@ pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usi
     }
 }
 
+/// The word that holds a byte, the byte's place in it, and how many of `len` bytes from there on it holds.
+#[inline]
+fn part_of_word(byte: *const u8, len: usize) -> (*const u64, usize, usize) {
+    let place = byte.addr() % WORD;
+    (
+        byte.wrapping_sub(place).cast(),
+        place,
+        len.min(WORD.wrapping_sub(place)),
+    )
+}
+
 /// Copies any number of bytes to any place in shared memory.
+///
+/// By whole words, like everything here, since atomics of different sizes must not meet: what else a word holds is stored as it
+/// was loaded.
 ///
 /// # Safety
 ///
-/// As for [`super::to_shared`], without the conditions on alignment and length.
-#[cfg(any(miri, test, not(target_arch = "x86_64")))]
-pub(in crate::ring) unsafe fn bytes_to_shared(dst: *mut u8, src: *const u8, len: usize) {
-    for at in 0..len {
-        // SAFETY: `at` is below `len`.
-        let from = unsafe { src.add(at) };
-        // SAFETY: as above.
-        let to = unsafe { dst.add(at) };
-        // SAFETY: private and initialised.
-        let byte = unsafe { from.read() };
-        // SAFETY: valid for writes, and all others use atomics, too.
-        let to = unsafe { AtomicU8::from_ptr(to) };
-        to.store(byte, Ordering::Relaxed);
+/// As for [`super::to_shared`], without the conditions on alignment and length; but all words that the range touches are valid,
+/// and nobody else in this program stores to them.
+pub(in crate::ring) unsafe fn bytes_to_shared(mut dst: *mut u8, mut src: *const u8, mut len: usize) {
+    while len != 0 {
+        let (word, place, count) = part_of_word(dst, len);
+        // SAFETY: the whole word is valid, and aligned.
+        let mut bytes = unsafe { load(word) }.to_le_bytes();
+        // SAFETY: `count` bytes are left in `src`, and in the word from `place` on.
+        unsafe {
+            bytes
+                .as_mut_ptr()
+                .wrapping_add(place)
+                .copy_from_nonoverlapping(src, count)
+        };
+        // SAFETY: the whole word is valid, and aligned.
+        unsafe { store(word.cast_mut(), u64::from_le_bytes(bytes)) };
+        (dst, src, len) = (
+            dst.wrapping_add(count),
+            src.wrapping_add(count),
+            len.wrapping_sub(count),
+        );
     }
 }
 
@@ -96,17 +116,19 @@ pub(in crate::ring) unsafe fn bytes_to_shared(dst: *mut u8, src: *const u8, len:
 ///
 /// # Safety
 ///
-/// As for [`super::from_shared`], without the conditions on alignment and length.
-#[cfg(any(miri, test, not(target_arch = "x86_64")))]
-pub(in crate::ring) unsafe fn bytes_from_shared(dst: *mut u8, src: *const u8, len: usize) {
-    for at in 0..len {
-        // SAFETY: `at` is below `len`.
-        let from = unsafe { src.add(at) };
-        // SAFETY: as above.
-        let to = unsafe { dst.add(at) };
-        // SAFETY: valid for reads, all others use atomics, too, and nothing is stored through it.
-        let from = unsafe { AtomicU8::from_ptr(from.cast_mut()) };
-        // SAFETY: private and valid for writes.
-        unsafe { to.write(from.load(Ordering::Relaxed)) };
+/// As for [`super::from_shared`], without the conditions on alignment and length; but all words that the range touches are
+/// valid.
+pub(in crate::ring) unsafe fn bytes_from_shared(mut dst: *mut u8, mut src: *const u8, mut len: usize) {
+    while len != 0 {
+        let (word, place, count) = part_of_word(src, len);
+        // SAFETY: the whole word is valid, and aligned.
+        let bytes = unsafe { load(word) }.to_le_bytes();
+        // SAFETY: `count` bytes are left in `dst`, and in the word from `place` on.
+        unsafe { dst.copy_from_nonoverlapping(bytes.as_ptr().wrapping_add(place), count) };
+        (dst, src, len) = (
+            dst.wrapping_add(count),
+            src.wrapping_add(count),
+            len.wrapping_sub(count),
+        );
     }
 }

@@ -5,31 +5,99 @@
 
 use core::arch::asm;
 
-/// From this length on, the processor's string move is as fast as a loop of vectors, and gentler on the caches.
+/// Copies up to this length are made where they are asked for; longer ones by a call.
 #[cfg(target_feature = "sse2")]
-const STRING_FROM: usize = 2048;
+pub(super) const INLINE_AT_MOST: usize = 128;
+/// The same without vectors: words are faster than the start of a string move.
+#[cfg(not(target_feature = "sse2"))]
+pub(super) const INLINE_AT_MOST: usize = 64;
 
-/// Copies `len` bytes between private and shared memory, in either direction and at any alignment.
+/// From this length on, a string move is faster than 16-byte vectors.
+#[cfg(target_feature = "sse2")]
+const STRING_RATHER_THAN_VECTORS: usize = 2048;
+
+/// From this length on, a string move is faster than words.
+#[cfg(not(target_feature = "sse2"))]
+const STRING_RATHER_THAN_WORDS: usize = 448;
+
+/// Copies a whole number of words, at most [`INLINE_AT_MOST`] bytes of them.
 ///
 /// # Safety
 ///
-/// `src` is valid for reads and `dst` for writes of `len` bytes, and the two do not overlap.
-#[inline]
-pub(in crate::ring) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+/// `src` is valid for reads and `dst` for writes of `len` bytes, a multiple of 8, and the two do not overlap.
+#[inline(always)]
+pub(super) unsafe fn short(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
-    if len < STRING_FROM {
+    // SAFETY: the same conditions.
+    unsafe {
+        vectors(dst, src, len);
+    }
+    #[cfg(not(target_feature = "sse2"))]
+    // SAFETY: the same conditions.
+    unsafe {
+        words(dst, src, len);
+    }
+}
+
+/// Copies a whole number of words from private memory by whatever is the fastest for many.
+///
+/// # Safety
+///
+/// As for [`short`], with more than [`INLINE_AT_MOST`] bytes; `dst` is aligned to 8.
+#[inline]
+pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
+    #[cfg(target_feature = "sse2")]
+    if super::avx::usable() {
+        const { assert!(super::avx::AT_LEAST <= INLINE_AT_MOST) };
+        // SAFETY: the same conditions, and the processor and its system have AVX.
+        return unsafe { super::avx::to_shared(dst, src, len) };
+    }
+    // SAFETY: the same conditions.
+    unsafe { long(dst, src, len) }
+}
+
+/// Copies a whole number of words from shared memory by whatever is the fastest for many.
+///
+/// # Safety
+///
+/// As for [`short`]; `dst` is aligned to 8.
+#[inline]
+pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) {
+    #[cfg(target_feature = "sse2")]
+    if super::avx::usable() {
+        // SAFETY: the same conditions, and the processor and its system have AVX.
+        return unsafe { super::avx::from_shared(dst, src, len) };
+    }
+    // SAFETY: the same conditions.
+    unsafe { long(dst, src, len) }
+}
+
+/// Copies a whole number of words in either direction without AVX.
+///
+/// # Safety
+///
+/// As for [`short`].
+#[inline(never)]
+unsafe fn long(dst: *mut u8, src: *const u8, len: usize) {
+    #[cfg(target_feature = "sse2")]
+    if len < STRING_RATHER_THAN_VECTORS {
         // SAFETY: the same conditions.
         return unsafe { vectors(dst, src, len) };
+    }
+    #[cfg(not(target_feature = "sse2"))]
+    if len < STRING_RATHER_THAN_WORDS {
+        // SAFETY: the same conditions.
+        return unsafe { words(dst, src, len) };
     }
     // SAFETY: the same conditions.
     unsafe { string(dst, src, len) }
 }
 
-/// Copies by the processor's string move.
+/// Copies any number of bytes by the processor's string move.
 ///
 /// # Safety
 ///
-/// As for [`copy`].
+/// `src` is valid for reads and `dst` for writes of `len` bytes, and the two do not overlap.
 #[inline]
 pub(in crate::ring) unsafe fn string(dst: *mut u8, src: *const u8, len: usize) {
     // SAFETY: `rep movsb` reads `len` bytes at `src` and writes them to `dst`, upwards: the ABI keeps the direction flag clear.
@@ -45,20 +113,20 @@ pub(in crate::ring) unsafe fn string(dst: *mut u8, src: *const u8, len: usize) {
     }
 }
 
-/// Copies by 16-byte vectors, 64 bytes at a time; what is left at the end by smaller and smaller pieces.
+/// Copies a whole number of words by 16-byte vectors, 64 bytes at a time; what is left at the end by smaller pieces.
 ///
 /// # Safety
 ///
-/// As for [`copy`].
+/// As for [`short`].
 #[cfg(target_feature = "sse2")]
-#[inline]
+#[inline(always)]
 pub(in crate::ring) unsafe fn vectors(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: `blocks` times 64 bytes, then 32, 16, 8, 4, 2 and 1 where the length has that bit: `len` bytes in all, each read
-    // and written once. Registers and flags are declared; the stack is not used.
+    // SAFETY: `len / 64` times 64 bytes, then 32, 16 and 8 where the length has that bit: `len` bytes in all, each read and
+    // written once. Registers and flags are declared; the stack is not used.
     unsafe {
         asm!(
-            "test {blocks}, {blocks}",
-            "jz 3f",
+            "sub {len}, 64",
+            "jb 3f",
             "2:",
             "movups {a}, [{src}]",
             "movups {b}, [{src} + 16]",
@@ -70,10 +138,13 @@ pub(in crate::ring) unsafe fn vectors(dst: *mut u8, src: *const u8, len: usize) 
             "movups [{dst} + 48], {d}",
             "add {src}, 64",
             "add {dst}, 64",
-            "dec {blocks}",
-            "jnz 2b",
+            "sub {len}, 64",
+            "jae 2b",
+            // What is left, less 64: the low bits are those of the length.
             "3:",
-            "test {len:e}, 32",
+            "test {len:l}, 56",
+            "jz 6f",
+            "test {len:l}, 32",
             "jz 4f",
             "movups {a}, [{src}]",
             "movups {b}, [{src} + 16]",
@@ -82,40 +153,77 @@ pub(in crate::ring) unsafe fn vectors(dst: *mut u8, src: *const u8, len: usize) 
             "add {src}, 32",
             "add {dst}, 32",
             "4:",
-            "test {len:e}, 16",
+            "test {len:l}, 16",
             "jz 5f",
             "movups {a}, [{src}]",
             "movups [{dst}], {a}",
             "add {src}, 16",
             "add {dst}, 16",
             "5:",
-            "test {len:e}, 8",
+            "test {len:l}, 8",
             "jz 6f",
             "movq {a}, [{src}]",
             "movq [{dst}], {a}",
-            "add {src}, 8",
-            "add {dst}, 8",
             "6:",
-            "test {len:e}, 7",
-            "jz 8f",
-            "and {len:e}, 7",
-            "7:",
-            "mov {byte:l}, [{src}]",
-            "mov [{dst}], {byte:l}",
-            "inc {src}",
-            "inc {dst}",
-            "dec {len:e}",
-            "jnz 7b",
-            "8:",
-            blocks = inout(reg) len / 64 => _,
             len = inout(reg) len => _,
             src = inout(reg) src => _,
             dst = inout(reg) dst => _,
-            byte = out(reg) _,
             a = out(xmm_reg) _,
             b = out(xmm_reg) _,
             c = out(xmm_reg) _,
             d = out(xmm_reg) _,
+            options(nostack),
+        );
+    }
+}
+
+/// Copies a whole number of words in general registers, 32 bytes at a time: for kernels built without vector registers.
+///
+/// # Safety
+///
+/// As for [`short`].
+#[cfg(any(test, not(target_feature = "sse2")))]
+#[inline(always)]
+pub(in crate::ring) unsafe fn words(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: `len / 32` times 32 bytes, then 16 and 8 where the length has that bit: `len` bytes in all, each read and written
+    // once. Registers and flags are declared; the stack is not used.
+    unsafe {
+        asm!(
+            "sub {len}, 32",
+            "jb 3f",
+            "2:",
+            "mov {a}, [{src}]",
+            "mov {b}, [{src} + 8]",
+            "mov [{dst}], {a}",
+            "mov [{dst} + 8], {b}",
+            "mov {a}, [{src} + 16]",
+            "mov {b}, [{src} + 24]",
+            "mov [{dst} + 16], {a}",
+            "mov [{dst} + 24], {b}",
+            "add {src}, 32",
+            "add {dst}, 32",
+            "sub {len}, 32",
+            "jae 2b",
+            "3:",
+            "test {len:l}, 16",
+            "jz 4f",
+            "mov {a}, [{src}]",
+            "mov {b}, [{src} + 8]",
+            "mov [{dst}], {a}",
+            "mov [{dst} + 8], {b}",
+            "add {src}, 16",
+            "add {dst}, 16",
+            "4:",
+            "test {len:l}, 8",
+            "jz 5f",
+            "mov {a}, [{src}]",
+            "mov [{dst}], {a}",
+            "5:",
+            len = inout(reg) len => _,
+            src = inout(reg) src => _,
+            dst = inout(reg) dst => _,
+            a = out(reg) _,
+            b = out(reg) _,
             options(nostack),
         );
     }

@@ -50,6 +50,7 @@ fn indices() -> impl Iterator<Item = u32> {
         .step_by(if cfg!(miri) { 487 } else { 1 })
         .chain(edges)
         .chain(u32::MAX - 64..=u32::MAX)
+        .step_by(if cfg!(miri) { 5 } else { 1 })
 }
 
 #[test]
@@ -301,21 +302,19 @@ fn r5_page_lists_that_cannot_be_are_corruption() {
     let cases: [(u32, u32); 6] = [(0, 0), (1, 4096), (1, u32::MAX), (4097, 0), (4096, 1), (u32::MAX, 4095)];
     for (byte_count, byte_offset) in cases {
         let bad = range(byte_count.into(), byte_offset.into());
-        let expected = |index, available| Corruption::GpaRange {
+        let expected = |index| Corruption::GpaRange {
             index,
             byte_count,
             byte_offset,
-            available,
         };
-        assert_eq!(gpa_direct(&[count(1), bad, 0]), expected(0, 8));
-        assert_eq!(gpa_direct(&[count(2), range(1, 0), 0, bad, 0]), expected(1, 8));
+        assert_eq!(gpa_direct(&[count(1), bad, 0]), expected(0));
+        assert_eq!(gpa_direct(&[count(2), range(1, 0), 0, bad, 0]), expected(1));
     }
     // The first range takes so many pages that nothing is left for the second.
     let expected = Corruption::GpaRange {
         index: 1,
         byte_count: 0,
         byte_offset: 0,
-        available: 0,
     };
     assert_eq!(gpa_direct(&[count(2), range(8193, 0), 1, 2, 3]), expected);
 
@@ -367,7 +366,6 @@ fn r5_transfer_ranges_lie_in_the_buffer() {
             index: 1,
             byte_count,
             byte_offset,
-            buffer_len: 0x1000,
         };
         assert_eq!(checked, if inside { Ok(2) } else { Err(expected) });
     }
@@ -402,7 +400,7 @@ fn rings_left_by_others_are_checked() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 4096 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 8 } else { 1024 }, ..ProptestConfig::default() })]
 
     /// Whatever stands in a ring, and whatever the indices say: reading ends, and all that comes out lies within bounds.
     #[test]

@@ -93,7 +93,14 @@ fn r4_a_peer_that_writes_all_the_time_does_no_harm() {
                 word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
                 let at = u32::try_from(word >> 52).unwrap() & !7;
                 // Mostly descriptors that could be.
-                peer.descriptor(at, 6 + u16::try_from(word >> 62).unwrap(), 2, at as u16 % 40, 0, word);
+                peer.descriptor(
+                    at,
+                    6 + u16::try_from(word >> 62).unwrap(),
+                    2,
+                    u16::try_from(at % 40).unwrap(),
+                    0,
+                    word,
+                );
                 thread::yield_now();
             }
         })

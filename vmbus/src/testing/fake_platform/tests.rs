@@ -4,6 +4,8 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
+use core::sync::atomic::AtomicU8;
+
 use crate::memory::SharedPages;
 
 #[test]

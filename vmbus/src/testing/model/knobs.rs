@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::Host;
+use super::{Config, Host};
 
 /// What the guest did: one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,75 @@ pub(super) struct StepRule {
     pub(super) step: usize,
     pub(super) when: When,
     pub(super) work: StepWork,
+}
+
+impl Host {
+    /// Changes the configuration while the host runs.
+    pub fn configure(&self, change: impl FnOnce(&mut Config)) {
+        let mut state = self.lock();
+        change(&mut state.config);
+        state.ports = state.config.contact_connections.clone();
+        if let Some(contact) = &state.server.contact {
+            let connection = contact.message_connection;
+            state.ports.push(connection);
+        }
+    }
+
+    /// Sets how requests of a type are answered from now on (3 REQUESTOFFERS, 5 OPENCHANNEL, 8 GPADL_HEADER, 11 TEARDOWN,
+    /// 14 INITIATE_CONTACT, 16 UNLOAD, 22 MODIFYCHANNEL).
+    pub fn set_reply(&self, request: u32, reply: Reply) {
+        let mut state = self.lock();
+        state.reply_rules.retain(|rule| rule.request != request);
+        if reply != Reply::Normal {
+            let times = None;
+            state.reply_rules.push(ReplyRule { request, reply, times });
+        }
+    }
+
+    /// Sets how the next `times` requests of a type are answered.
+    pub fn set_next_replies(&self, request: u32, reply: Reply, times: u32) {
+        if times > 0 {
+            let times = Some(times);
+            self.lock().reply_rules.push(ReplyRule { request, reply, times });
+        }
+    }
+
+    /// Makes the next `times` posts fail with a hypercall status (0x13: insufficient buffers, 0x12: no such connection).
+    pub fn fail_posts(&self, status: u16, times: u32) {
+        self.lock().failing_posts.push((u64::from(status), times));
+    }
+
+    /// Makes the next `times` signals fail with a hypercall status.
+    pub fn fail_signals(&self, status: u16, times: u32) {
+        self.lock().failing_signals.push((u64::from(status), times));
+    }
+
+    /// Does `work` at step `step` of the guest (see [`Action`]; counted from 0, from the host's making).
+    pub fn at_step(&self, step: usize, when: When, work: impl FnOnce(&Self, Action) + Send + 'static) {
+        let work = Box::new(work);
+        self.lock().step_rules.push(StepRule { step, when, work });
+    }
+
+    /// Sends all messages to the slot of one processor, whatever the contact says; `None`: as the contact says.
+    pub fn set_message_processor(&self, processor: Option<u32>) {
+        self.lock().message_processor = processor.map(|processor| processor as usize);
+    }
+
+    /// Tells the host that the guest crashes from here on: what it leaves open is no violation.
+    pub fn expect_crash(&self) {
+        self.lock().is_crashing = true;
+    }
+
+    /// Sets the sequence number of the reference TSC page (0: not valid now), and writes it if the page is enabled.
+    pub fn set_tsc_sequence(&self, sequence: u32) {
+        let mut state = self.lock();
+        state.tsc_sequence = sequence;
+        let page = state.reference_tsc;
+        if page & 1 != 0 {
+            // A page that is gone is recorded by the platform.
+            let _ = self.platform.guest_write(page & !0xfff, &sequence.to_le_bytes());
+        }
+    }
 }
 
 impl super::State {

@@ -5,6 +5,7 @@ mod guest;
 mod misbehaviour;
 mod protocol;
 mod synic;
+mod threads;
 mod violations;
 
 use guest::RawGuest;

@@ -1,0 +1,109 @@
+//! What the kernel does once it has started: what the command line asks for.
+
+use alloc::format;
+
+use crate::end::{Outcome, finish, restart};
+use crate::hyperv::bus::BusError;
+use crate::hyperv::dynamic_memory::{self, Wish};
+use crate::hyperv::{self, bus};
+use crate::time::Deadline;
+use crate::{console, memory, power, selftest, start, status, task, time};
+
+/// How long the devices may take to start before the status table is shown all the same, in milliseconds.
+const DEVICES_MS: u64 = 5000;
+
+/// Does what the command line asks for and ends.
+pub fn run() -> ! {
+    let options = start::options();
+    let statistics = memory::statistics();
+    log::info!(
+        "started by {}, {} KiB of memory, {} KiB free, {}, time stamp counter at {} Hz ({})",
+        start::method().name(),
+        statistics.total / 1024,
+        statistics.free / 1024,
+        crate::arch::apic::mode(),
+        time::tsc_hertz(),
+        time::rate_source().name(),
+    );
+    time::reached("kernel-ready");
+
+    let connected = bus::start();
+    match &connected {
+        Ok(bus) => {
+            log::info!("{}, VMBus {}", hyperv::Description, bus.version());
+            for offer in bus.offers() {
+                log::info!("{offer}");
+            }
+        }
+        // Without Hyper-V tests of the kernel itself still make sense.
+        Err(BusError::NotHyperV(_)) => {}
+        Err(error) => log::error!("{error}"),
+    }
+    if let Err(error) = dynamic_memory::start() {
+        log::error!("dynamic memory: {error}");
+    }
+
+    if options.selftests().next().is_some() {
+        let result = selftest::run(options.selftests(), &[]);
+        report();
+        match result {
+            Ok(()) => finish(Outcome::Pass, ""),
+            Err(failure) => {
+                log::error!("self-test {failure}");
+                finish(Outcome::Fail, &failure.name)
+            }
+        }
+    }
+
+    if connected.is_ok() {
+        dynamic_memory::wish(Wish::Open);
+        dynamic_memory::await_wish(Deadline::after_ms(DEVICES_MS));
+    }
+    if let Err(error) = power::prepare() {
+        log::debug!("the machine cannot be switched off: {error}");
+    }
+    crate::println!("{}", status::Report::collect());
+    report();
+    match connected {
+        Ok(_) if options.once => finish(Outcome::Pass, ""),
+        Ok(_) => converse(),
+        Err(BusError::NotHyperV(reason)) => {
+            crate::println!("This is no Hyper-V: {reason}. There is nothing to connect to.");
+            finish(Outcome::NoHyperV, "")
+        }
+        Err(error) => finish(Outcome::Fail, &format!("{error}")),
+    }
+}
+
+/// Prints the report for machines, if it is wanted.
+fn report() {
+    if start::options().report {
+        crate::println!("@@ report {}", status::Report::collect().to_json());
+    }
+}
+
+/// Talks with the person at the serial console until they end it.
+fn converse() -> ! {
+    const HELP: &str = "Keys: s status, q power off, r reset, p panic (to see one), h help.";
+    crate::println!("{HELP}");
+    loop {
+        let mut key = None;
+        task::wait_until(Deadline::after_ms(50), || {
+            key = console::read_byte();
+            key.is_some()
+        });
+        match key {
+            None => {}
+            Some(b's') => crate::println!("{}", status::Report::collect()),
+            Some(b'q') => finish(Outcome::Pass, ""),
+            Some(b'r') => restart(),
+            Some(b'p') => wanted_panic(),
+            Some(_) => crate::println!("{HELP}"),
+        }
+    }
+}
+
+#[expect(clippy::panic, reason = "the person at the console asks for one")]
+fn wanted_panic() -> ! {
+    panic!("wanted by the person at the console")
+}

@@ -1,0 +1,157 @@
+//! Tests that run inside the guest, by name from the command line (`selftest=`). One file each.
+//!
+//! A test passes by returning; the panic tests do not return.
+
+pub mod bus;
+pub mod dynamic_memory;
+pub mod exceptions;
+pub mod memory;
+pub mod panics;
+pub mod smp;
+pub mod tasks;
+
+use alloc::string::String;
+use core::fmt;
+
+/// What a test says when it fails.
+pub type Verdict = Result<(), String>;
+
+/// A test.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// The test itself.
+    pub run: fn() -> Verdict,
+}
+
+/// The tests.
+const TESTS: &[Test] = &[
+    Test {
+        name: "connect",
+        run: bus::connect,
+    },
+    Test {
+        name: "reopen",
+        run: bus::reopen,
+    },
+    Test {
+        name: "reconnect",
+        run: bus::reconnect,
+    },
+    Test {
+        name: "balloon",
+        run: dynamic_memory::balloon,
+    },
+    Test {
+        name: "hotadd",
+        run: dynamic_memory::hot_add,
+    },
+    Test {
+        name: "memory",
+        run: memory::run,
+    },
+    Test {
+        name: "tasks",
+        run: tasks::run,
+    },
+    Test {
+        name: "smp",
+        run: smp::run,
+    },
+    Test {
+        name: "page-fault",
+        run: exceptions::page_fault,
+    },
+    Test {
+        name: "stack-overflow",
+        run: exceptions::stack_overflow,
+    },
+    Test {
+        name: "panic-interrupt",
+        run: panics::in_interrupt,
+    },
+    Test {
+        name: "panic-deferred",
+        run: panics::in_deferred_work,
+    },
+    Test {
+        name: "panic-task",
+        run: panics::in_task,
+    },
+];
+
+/// A test that did not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its name.
+    pub name: String,
+    /// What it said.
+    pub reason: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
+/// Runs tests by name, those of this module and `more`, until one fails.
+///
+/// # Errors
+///
+/// The first [`Failure`]; an unknown name is one.
+pub fn run<'a>(names: impl Iterator<Item = &'a str>, more: &[Test]) -> Result<(), Failure> {
+    for name in names {
+        let failure = |reason| Failure {
+            name: name.into(),
+            reason,
+        };
+        let test = TESTS.iter().chain(more).find(|test| test.name == name);
+        let test = test.ok_or_else(|| failure("there is no such test".into()))?;
+        crate::println!("self-test {name} ...");
+        (test.run)().map_err(failure)?;
+        crate::println!("self-test {name} passed");
+    }
+    Ok(())
+}
+
+/// Fails a test with a message unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(alloc::format!($($message)+));
+        }
+    };
+}
+pub(crate) use ensure;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_test_is_named_and_the_first_failure_ends_the_run() {
+        let more = [
+            Test {
+                name: "good",
+                run: || Ok(()),
+            },
+            Test {
+                name: "bad",
+                run: || Err("it is".into()),
+            },
+        ];
+        assert_eq!(run(["good", "good"].into_iter(), &more), Ok(()));
+        assert_eq!(
+            run(["good", "bad", "nowhere"].into_iter(), &more)
+                .unwrap_err()
+                .to_string(),
+            "bad: it is"
+        );
+        assert_eq!(
+            run(["nowhere"].into_iter(), &more).unwrap_err().to_string(),
+            "nowhere: there is no such test"
+        );
+    }
+}

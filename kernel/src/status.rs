@@ -1,0 +1,317 @@
+//! The status: a table for people, one line of JSON for machines.
+//!
+//! Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
+//! `instance`, `channel`, `state`), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
+//! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
+//! `interrupts`, `heap_bytes`).
+
+use crate::arch::{apic, interrupts};
+use crate::memory::frames::Statistics;
+use crate::{hyperv, memory, start, task, time};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+
+/// Says for machines that a point has been reached, if a machine listens.
+pub fn mark(name: &str, value: fmt::Arguments<'_>) {
+    let options = start::options();
+    if options.report || options.selftests().next().is_some() {
+        crate::println!("@@ mark {name} {value}");
+    }
+}
+
+/// A device on the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its name, or its class where it has none.
+    pub name: String,
+    /// GUID of its class.
+    pub class: String,
+    /// GUID of this one.
+    pub instance: String,
+    /// Number of its channel.
+    pub channel: u32,
+    /// What became of it: `offered`, `running`, ...
+    pub state: String,
+}
+
+/// The status of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// What the kernel runs on.
+    pub hypervisor: String,
+    /// Version of the protocol, once connected.
+    pub vmbus_version: Option<String>,
+    /// Devices on the bus.
+    pub devices: Vec<Device>,
+    /// Nanoseconds since the first instruction.
+    pub phases: Vec<(&'static str, u64)>,
+    /// Memory.
+    pub memory: Statistics,
+    /// The kernel itself: name and value.
+    pub kernel: Vec<(&'static str, Value)>,
+}
+
+/// A value in the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Text.
+    Text(String),
+    /// A number.
+    Number(u64),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+impl Report {
+    /// What the kernel knows of itself and of the bus.
+    #[must_use]
+    pub fn collect() -> Self {
+        let text = |text: &str| Value::Text(text.to_string());
+        let bus = hyperv::bus::connected();
+        let processors = crate::selftest::smp::processors().map_or(1, |found| found.ids().len() + found.more);
+        Self {
+            hypervisor: hyperv::Description.to_string(),
+            vmbus_version: bus.as_ref().map(|bus| bus.version().to_string()),
+            devices: bus.as_ref().map(hyperv::devices::rows).unwrap_or_default(),
+            phases: time::phases(),
+            memory: memory::statistics(),
+            kernel: [
+                ("version", text(env!("CARGO_PKG_VERSION"))),
+                ("boot", text(start::method().name())),
+                ("clock", text(time::clock_name())),
+                ("clock_hz", Value::Number(time::tsc_hertz())),
+                ("clock_source", text(time::rate_source().name())),
+                ("timer", text(time::timer::name())),
+                ("apic", text(apic::mode())),
+                ("processors", Value::Number(processors as u64)),
+                ("interrupts", Value::Number(interrupts::total())),
+                ("tasks", Value::Number(task::count() as u64)),
+                ("heap_bytes", Value::Number(memory::heap::usage().1)),
+            ]
+            .to_vec(),
+        }
+    }
+
+    /// One line of JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string fails only where formatting does, which none of this does.
+        let _ = self.write_json(&mut out);
+        out
+    }
+
+    fn write_json(&self, out: &mut String) -> fmt::Result {
+        write!(
+            out,
+            "{{\"hypervisor\":{},\"vmbus\":{{\"version\":",
+            Quoted(&self.hypervisor)
+        )?;
+        match &self.vmbus_version {
+            Some(version) => write!(out, "{}", Quoted(version))?,
+            None => out.push_str("null"),
+        }
+        out.push_str("},\"devices\":[");
+        for (index, device) in self.devices.iter().enumerate() {
+            write!(
+                out,
+                "{}{{\"name\":{},\"class\":{},\"instance\":{},\"channel\":{},\"state\":{}}}",
+                comma(index),
+                Quoted(&device.name),
+                Quoted(&device.class),
+                Quoted(&device.instance),
+                device.channel,
+                Quoted(&device.state),
+            )?;
+        }
+        out.push_str("],\"phases_ns\":{");
+        for (index, (name, ns)) in self.phases.iter().enumerate() {
+            write!(out, "{}{}:{ns}", comma(index), Quoted(name))?;
+        }
+        let Statistics {
+            total,
+            free,
+            ballooned,
+            hot_added,
+            bookkeeping: _,
+        } = self.memory;
+        write!(
+            out,
+            "}},\"memory\":{{\"total\":{total},\"free\":{free},\"ballooned\":{ballooned},\"hot_added\":{hot_added}}},\"kernel\":{{"
+        )?;
+        for (index, (name, value)) in self.kernel.iter().enumerate() {
+            write!(out, "{}{}:", comma(index), Quoted(name))?;
+            match value {
+                Value::Text(text) => write!(out, "{}", Quoted(text))?,
+                Value::Number(number) => write!(out, "{number}")?,
+            }
+        }
+        out.push_str("}}");
+        Ok(())
+    }
+}
+
+const fn comma(index: usize) -> &'static str {
+    if index == 0 { "" } else { "," }
+}
+
+/// Text as a JSON string.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for character in self.0.chars() {
+            match character {
+                '"' | '\\' => write!(f, "\\{character}")?,
+                '\0'..='\x1f' | '\x7f' => write!(f, "\\u{:04x}", u32::from(character))?,
+                _ => f.write_char(character)?,
+            }
+        }
+        f.write_char('"')
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = "-".repeat(WIDTH);
+        writeln!(f, "{rule}")?;
+        let mut row = |name: &str, value: fmt::Arguments<'_>| writeln!(f, "  {name:<14} {value}");
+        row("hypervisor", format_args!("{}", self.hypervisor))?;
+        row(
+            "VMBus",
+            format_args!("{}", self.vmbus_version.as_deref().unwrap_or("not connected")),
+        )?;
+        let Statistics {
+            total,
+            free,
+            ballooned,
+            hot_added,
+            ..
+        } = self.memory;
+        row(
+            "memory",
+            format_args!(
+                "{} total, {} free, {} ballooned, {} added",
+                Size(total),
+                Size(free),
+                Size(ballooned),
+                Size(hot_added)
+            ),
+        )?;
+        for (name, value) in &self.kernel {
+            row(name, format_args!("{value}"))?;
+        }
+        if !self.phases.is_empty() {
+            writeln!(f, "{rule}\n  {:<24} {:>14}", "phase", "reached at")?;
+            for (name, ns) in &self.phases {
+                writeln!(f, "  {name:<24} {:>8}.{:03} ms", ns / 1_000_000, ns / 1000 % 1000)?;
+            }
+        }
+        if !self.devices.is_empty() {
+            writeln!(
+                f,
+                "{rule}\n  {:<20} {:<36} {:>7}  state",
+                "device", "instance", "channel"
+            )?;
+            for device in &self.devices {
+                let Device {
+                    name,
+                    instance,
+                    channel,
+                    state,
+                    ..
+                } = device;
+                writeln!(f, "  {name:<20} {instance:<36} {channel:>7}  {state}")?;
+            }
+        }
+        f.write_str(&rule)
+    }
+}
+
+/// Width of the table; it fits into 80 columns.
+const WIDTH: usize = 78;
+
+/// Bytes for people.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes >= 10 << 20 => write!(f, "{} MiB", bytes >> 20),
+            bytes => write!(f, "{} KiB", bytes >> 10),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            hypervisor: "Hyper-V".into(),
+            vmbus_version: Some("4.0".into()),
+            devices: vec![Device {
+                name: "dynamic \"memory\"\n".into(),
+                class: "525074dc-8985-46e2-8057-a307dc18a502".into(),
+                instance: "1eccfd72-4b41-45ef-b73a-4a6e44c12924".into(),
+                channel: 1,
+                state: "running".into(),
+            }],
+            phases: vec![("connected", 1_234_567)],
+            memory: Statistics {
+                total: 64 << 20,
+                free: 1 << 20,
+                ballooned: 4096,
+                hot_added: 0,
+                bookkeeping: 8192,
+            },
+            kernel: vec![("boot", Value::Text("pvh".into())), ("processors", Value::Number(2))],
+        }
+    }
+
+    #[test]
+    fn the_json_is_what_the_schema_says() {
+        assert_eq!(
+            report().to_json(),
+            "{\"hypervisor\":\"Hyper-V\",\"vmbus\":{\"version\":\"4.0\"},\"devices\":[{\"name\":\"dynamic \\\"memory\\\"\\u000a\",\
+             \"class\":\"525074dc-8985-46e2-8057-a307dc18a502\",\"instance\":\"1eccfd72-4b41-45ef-b73a-4a6e44c12924\",\
+             \"channel\":1,\"state\":\"running\"}],\"phases_ns\":{\"connected\":1234567},\"memory\":{\"total\":67108864,\
+             \"free\":1048576,\"ballooned\":4096,\"hot_added\":0},\"kernel\":{\"boot\":\"pvh\",\"processors\":2}}"
+        );
+        let empty = Report {
+            vmbus_version: None,
+            devices: vec![],
+            phases: vec![],
+            kernel: vec![],
+            ..report()
+        };
+        assert!(
+            empty
+                .to_json()
+                .contains("\"vmbus\":{\"version\":null},\"devices\":[],\"phases_ns\":{},")
+        );
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_fits_the_screen() {
+        let mut report = report();
+        report.devices[0].name = "dynamic memory".into();
+        let text = report.to_string();
+        assert!(text.contains("  connected                       1.234 ms\n"), "{text}");
+        assert!(
+            text.contains("  memory         64 MiB total, 1024 KiB free, 4 KiB ballooned, 0 KiB added\n"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+}

@@ -1,0 +1,249 @@
+//! The command line: what `cargo run -- ...` understands.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::host::{self, Choice, Kvm};
+use crate::nested::inside;
+use crate::progress::say;
+use crate::tools::{self, kernel};
+use crate::{harness, scenarios, session};
+
+/// Boots the kernel as a Hyper-V guest and shows what it finds.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo run --",
+    bin_name = "cargo run --",
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    boot: Boot,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Builds and boots the kernel (the default)
+    Boot(Boot),
+    /// Says which hosts are usable here, and why not
+    Hosts,
+    /// Boots the given kernel; also what `cargo run --package kernel --target x86_64-unknown-none` calls
+    Run(Run),
+    /// Runs one VM test on this machine's KVM or emulator
+    #[command(hide = true)]
+    Scenario(Scenario),
+}
+
+/// How the kernel is booted.
+#[derive(Clone, Debug, Args)]
+pub struct Boot {
+    /// The host to run on
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    pub host: Choice,
+    /// Boot directly, without firmware
+    #[arg(long)]
+    pub direct: bool,
+    /// End after the status table; the default when standard input is no terminal
+    #[arg(long)]
+    pub once: bool,
+    /// Number of processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Memory in MiB, or whatever QEMU understands behind -m
+    #[arg(long, default_value = "128")]
+    pub memory: String,
+    /// Words for the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Give the log a name of its own and keep it
+    #[arg(long)]
+    pub keep_logs: bool,
+    /// Write the status report there, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Nested host: let time be the number of executed instructions, so that the same run takes the same time
+    #[arg(long)]
+    pub deterministic: bool,
+    /// End the guest after this time on its host's clock; runs that end by themselves have 120 s
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// This is the runner inside the nested host
+    #[arg(long, hide = true)]
+    pub relayed: bool,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    boot: Boot,
+    /// The kernel: an ELF file with a PVH note
+    kernel: PathBuf,
+    /// More words for the kernel's command line
+    words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Scenario {
+    /// Its name
+    name: String,
+    /// Our kernel
+    #[arg(long)]
+    kernel: PathBuf,
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    if inside::is_init() {
+        inside::run();
+        return ExitCode::FAILURE;
+    }
+    match act(Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(cli: Cli) -> Result<bool> {
+    match cli.command {
+        None => session::boot(&cli.boot, None),
+        Some(Command::Boot(boot)) => session::boot(&boot, None),
+        Some(Command::Hosts) => {
+            print!("{}", hosts());
+            Ok(true)
+        }
+        Some(Command::Run(run)) => {
+            let mut boot = run.boot;
+            if !run.words.is_empty() {
+                boot.cmdline = format!("{} {}", boot.cmdline, run.words.join(" ")).trim().to_owned();
+            }
+            session::boot(&boot, Some(&run.kernel))
+        }
+        Some(Command::Scenario(scenario)) => run_scenario(&scenario),
+    }
+}
+
+/// The log goes to standard output, the result into a file in the current folder.
+fn run_scenario(arguments: &Scenario) -> Result<bool> {
+    let scenario =
+        scenarios::find(&arguments.name).with_context(|| format!("no scenario is called {}", arguments.name))?;
+    let stdout = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let verdict = scenarios::run(&scenario, &tools::qemu()?, &arguments.kernel, stdout);
+    std::fs::write(harness::RESULT, serde_json::to_string(&verdict)?)?;
+    Ok(verdict.failure.is_none())
+}
+
+fn hosts() -> String {
+    let qemu = match tools::installed_qemu() {
+        Ok(qemu) => format!("QEMU {} is installed", qemu.version),
+        Err(error) => format!("{error:#}"),
+    };
+    let linux = match kernel::find(std::path::Path::new("/")) {
+        Ok(kernel) => format!("Linux {} is installed", kernel.version),
+        Err(error) => format!("{error:#}"),
+    };
+    let unpacked = if tools::unpacked() {
+        format!("unpacked in {}", tools::folder().display())
+    } else {
+        match tools::apt::possible() {
+            Ok(from) => format!(
+                "not unpacked yet; the first run unpacks them from {from} into {}",
+                tools::folder().display()
+            ),
+            Err(error) => format!("cannot be unpacked here: {error:#}"),
+        }
+    };
+    let (kvm, auto) = match host::probe_kvm() {
+        Kvm::Usable => (
+            "usable: it has Hyper-V's synthetic interrupt controller".to_owned(),
+            "kvm",
+        ),
+        Kvm::Unusable(why) => (format!("not usable: {why}"), "nested"),
+    };
+    format!(
+        "kvm     {kvm}\nnested  needs no KVM, only the programs below\nauto    takes {auto}\n\nprograms\n  {qemu}\n  {linux}\n  packages: {unpacked}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split_whitespace()).unwrap()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn boot_is_the_default() {
+        let cli = parse("x --host nested --direct --once --cpus 2 --memory 64,maxmem=33G --timeout 5 --report r.json");
+        assert!(cli.command.is_none());
+        assert_eq!(
+            (cli.boot.host, cli.boot.once, cli.boot.cpus, cli.boot.timeout),
+            (Choice::Nested, true, 2, Some(5))
+        );
+        assert_eq!(cli.boot.memory, "64,maxmem=33G");
+        let Some(Command::Boot(boot)) = parse("x boot --deterministic").command else {
+            panic!("no boot")
+        };
+        assert!(boot.deterministic && boot.host == Choice::Auto && !boot.once);
+    }
+
+    #[test]
+    fn the_cargo_runner_passes_words() {
+        let Some(Command::Run(run)) = parse("x run target/kernel log=debug selftest=connect").command else {
+            panic!("no run")
+        };
+        assert_eq!(run.kernel, PathBuf::from("target/kernel"));
+        assert_eq!(run.words, ["log=debug", "selftest=connect"]);
+    }
+
+    #[test]
+    fn what_the_nested_host_passes_is_understood() {
+        let words = [
+            "x",
+            "run",
+            "--host",
+            "kvm",
+            "--relayed",
+            "--cpus=1",
+            "--memory=128",
+            "--cmdline=log=warn -x",
+            "--once",
+            "/files/kernel",
+        ];
+        let Some(Command::Run(run)) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("no run")
+        };
+        assert_eq!(run.boot.cmdline, "log=warn -x");
+        assert!(run.boot.relayed);
+        let empty = Cli::try_parse_from(["x", "run", "--cmdline=", "/k"]).unwrap();
+        let Some(Command::Run(run)) = empty.command else {
+            panic!("no run")
+        };
+        assert_eq!(run.boot.cmdline, "");
+    }
+
+    #[test]
+    fn mistakes_are_errors() {
+        for line in ["x --host xen", "x --cpus many", "x nonsense", "x hosts --once"] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+}

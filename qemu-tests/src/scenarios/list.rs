@@ -1,0 +1,227 @@
+//! The list of scenarios.
+
+use super::scripts::{Balloon, BootTime, Connect, HotAdd, Nothing};
+use super::{Expect, Image, Scenario, Script};
+use crate::nested::Clock;
+use crate::qemu::Accelerator;
+
+const BALLOON: &[&str] = &["-device", "hv-balloon,status-report=on"];
+const HOT_ADD: &[&str] = &[
+    "-object",
+    "memory-backend-ram,id=added,size=256M",
+    "-device",
+    "hv-balloon,memdev=added,status-report=on",
+];
+
+fn nothing() -> Box<dyn Script> {
+    Box::new(Nothing)
+}
+
+/// What most scenarios have in common.
+const COMMON: Scenario = Scenario {
+    name: "",
+    image: Image::Kernel,
+    accelerator: Accelerator::Hyperv,
+    clock: Clock::Deterministic,
+    cmdline: "",
+    memory: "128",
+    cpus: 1,
+    extra: BALLOON,
+    expect: Expect::Pass,
+    seconds: 30,
+    script: nothing,
+};
+
+/// Every scenario, in the order in which they run.
+#[must_use]
+pub fn all() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "ground",
+            image: Image::Hello,
+            memory: "32",
+            ..COMMON
+        },
+        Scenario {
+            name: "ground_linux_entry",
+            image: Image::HelloLinuxEntry,
+            memory: "32",
+            ..COMMON
+        },
+        Scenario {
+            name: "ground_real_time",
+            image: Image::Hello,
+            clock: Clock::Real,
+            memory: "32",
+            ..COMMON
+        },
+        Scenario {
+            name: "ground_plain",
+            image: Image::Hello,
+            accelerator: Accelerator::Plain,
+            memory: "32",
+            extra: &[],
+            ..COMMON
+        },
+        Scenario {
+            name: "plain_emulation",
+            accelerator: Accelerator::Plain,
+            extra: &[],
+            expect: Expect::NoHyperv,
+            ..COMMON
+        },
+        Scenario {
+            name: "memory",
+            cmdline: "selftest=memory",
+            ..COMMON
+        },
+        Scenario {
+            name: "tasks",
+            cmdline: "selftest=tasks",
+            ..COMMON
+        },
+        Scenario {
+            name: "page_fault",
+            cmdline: "selftest=page-fault",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "stack_overflow",
+            cmdline: "selftest=stack-overflow",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "connect_4_0",
+            cmdline: "selftest=connect vmbus.max_version=4.0",
+            script: || Connect::script("4.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "connect_3_0",
+            cmdline: "selftest=connect vmbus.max_version=3.0",
+            script: || Connect::script("3.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "connect_2_4",
+            cmdline: "selftest=connect vmbus.max_version=2.4",
+            script: || Connect::script("2.4"),
+            ..COMMON
+        },
+        Scenario {
+            name: "full_ladder",
+            cmdline: "selftest=connect",
+            script: || Connect::script("4.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "small_memory",
+            cmdline: "selftest=connect",
+            memory: "32",
+            script: || Connect::script("4.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "two_processors",
+            cmdline: "selftest=connect,smp",
+            cpus: 2,
+            script: || Connect::script("4.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "no_uart",
+            cmdline: "selftest=connect",
+            expect: Expect::SilentPass,
+            ..COMMON
+        },
+        Scenario {
+            name: "linux_entry",
+            image: Image::LinuxEntry,
+            cmdline: "selftest=connect",
+            script: || Connect::script("4.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "reopen",
+            cmdline: "selftest=reopen",
+            seconds: 60,
+            ..COMMON
+        },
+        Scenario {
+            name: "reconnect",
+            cmdline: "selftest=reconnect",
+            seconds: 60,
+            ..COMMON
+        },
+        Scenario {
+            name: "reconnect_2_4",
+            cmdline: "selftest=reconnect vmbus.max_version=2.4",
+            seconds: 60,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_interrupt",
+            cmdline: "selftest=panic-interrupt",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_deferred",
+            cmdline: "selftest=panic-deferred",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_task",
+            cmdline: "selftest=panic-task",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "balloon",
+            cmdline: "selftest=balloon",
+            memory: "256",
+            seconds: 180,
+            script: || Box::new(Balloon::default()),
+            ..COMMON
+        },
+        Scenario {
+            name: "hot_add",
+            cmdline: "selftest=hotadd",
+            memory: "64,maxmem=33G",
+            extra: HOT_ADD,
+            seconds: 180,
+            script: || Box::new(HotAdd::default()),
+            ..COMMON
+        },
+        Scenario {
+            name: "boot_time",
+            cmdline: "log=warn",
+            script: || Box::new(BootTime),
+            ..COMMON
+        },
+    ]
+}
+
+/// The scenario called `name`.
+#[must_use]
+pub fn find(name: &str) -> Option<Scenario> {
+    all().into_iter().find(|scenario| scenario.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = all().iter().map(|scenario| scenario.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(find("balloon").is_some() && find("no such").is_none());
+    }
+}

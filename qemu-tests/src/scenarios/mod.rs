@@ -1,0 +1,227 @@
+//! The VM tests: what machine, what command line, what the runner does meanwhile, and what counts as success.
+//!
+//! A [`Scenario`] is data plus a [`Script`]. It runs wherever a host is ([`run`]): on a machine with KVM, or inside the nested host. The list
+//! is [`all`]; the scripts are in [`scripts`]; what makes a run a success is in [`judge`].
+
+pub mod judge;
+pub mod list;
+pub mod scripts;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::guest::Line;
+use crate::nested::Clock;
+use crate::qemu::{Accelerator, Machine, Qemu};
+use crate::vm::{Outcome, Vm, Watcher, follow};
+use crate::{linux64, pvh};
+
+pub use list::{all, find};
+
+/// What is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// Our kernel, by its PVH entry.
+    Kernel,
+    /// Our kernel, by its Linux 64-bit entry.
+    LinuxEntry,
+    /// A guest of a few bytes that needs nothing but the ground under it, by its PVH entry.
+    Hello,
+    /// The same, by the entry of the Linux 64-bit boot protocol.
+    HelloLinuxEntry,
+}
+
+impl Image {
+    /// Whether our kernel is in it.
+    #[must_use]
+    pub const fn needs_kernel(self) -> bool {
+        matches!(self, Self::Kernel | Self::LinuxEntry)
+    }
+}
+
+/// What counts as success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// The verdict is "pass" and the status is that of success.
+    Pass,
+    /// The status is that of success; there is no UART to hear a verdict from.
+    SilentPass,
+    /// The guest panics as it was told to: its own status, and QEMU's event with the guest's own report in it.
+    Panic,
+    /// There is no Hyper-V: the guest says what it found, and ends with the status for that.
+    NoHyperv,
+}
+
+/// One VM test.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What is booted.
+    pub image: Image,
+    /// Who executes it.
+    pub accelerator: Accelerator,
+    /// The clock of the nested host, where that is used.
+    pub clock: Clock,
+    /// The kernel's command line, without what every run has.
+    pub cmdline: &'static str,
+    /// What goes behind `-m`.
+    pub memory: &'static str,
+    /// Number of processors.
+    pub cpus: u32,
+    /// More arguments for QEMU.
+    pub extra: &'static [&'static str],
+    /// What counts as success.
+    pub expect: Expect,
+    /// How long it may take, on the clock of the machine that runs QEMU.
+    pub seconds: u64,
+    /// What the runner does meanwhile and checks beyond `expect`.
+    pub script: fn() -> Box<dyn Script>,
+}
+
+/// What the runner does while a guest runs, and checks at its end. Every method may do nothing.
+pub trait Script {
+    /// The guest passed a point.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the test: it has failed for this reason.
+    fn mark(&mut self, _vm: &mut Vm, _name: &str, _value: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// QEMU reported an event.
+    ///
+    /// # Errors
+    ///
+    /// As [`Script::mark`].
+    fn event(&mut self, _vm: &mut Vm, _name: &str, _data: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// The guest has ended as expected; figures that people want to see go into `figures`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Script::mark`].
+    fn end(&mut self, _seen: &Seen, _figures: &mut BTreeMap<String, f64>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Everything that was seen of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The text for people.
+    pub text: String,
+}
+
+/// The result of a scenario.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Why it failed; nothing if it passed.
+    pub failure: Option<String>,
+    /// Seconds from the guest's first instruction to its end, on the clock of the machine that ran QEMU.
+    pub seconds: f64,
+    /// Figures for people.
+    pub figures: BTreeMap<String, f64>,
+}
+
+struct Guide {
+    script: Box<dyn Script>,
+    text: Vec<u8>,
+}
+
+/// More text than this from one guest is not looked at (the log has it).
+const LONGEST_TEXT: usize = 4 << 20;
+
+impl Watcher for Guide {
+    fn text(&mut self, _vm: &mut Vm, bytes: &[u8]) -> Result<()> {
+        if self.text.len() < LONGEST_TEXT {
+            self.text.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, vm: &mut Vm, line: &Line) -> Result<()> {
+        match line {
+            Line::Mark { name, value } => self.script.mark(vm, name, value),
+            _ => Ok(()),
+        }
+    }
+
+    fn event(&mut self, vm: &mut Vm, name: &str, data: &Value) -> Result<()> {
+        self.script.event(vm, name, data)
+    }
+}
+
+/// Runs a scenario with `qemu` on this machine; `kernel` is our kernel's image. Everything that happens goes to `log`.
+#[must_use]
+pub fn run(scenario: &Scenario, qemu: &Qemu, kernel: &Path, log: File) -> Verdict {
+    let mut verdict = Verdict::default();
+    if let Err(error) = attempt(scenario, qemu, kernel, log, &mut verdict) {
+        verdict.failure = Some(format!("{error:#}"));
+    }
+    verdict
+}
+
+fn attempt(scenario: &Scenario, qemu: &Qemu, kernel: &Path, log: File, verdict: &mut Verdict) -> Result<()> {
+    let cmdline = format!("exit=qemu report once {}", scenario.cmdline);
+    let folder = tempfile::tempdir()?;
+    let machine = Machine {
+        accelerator: scenario.accelerator,
+        kernel: image(scenario, kernel, &cmdline, folder.path())?,
+        cmdline,
+        memory: scenario.memory.to_owned(),
+        cpus: scenario.cpus,
+        uart: scenario.expect != Expect::SilentPass,
+        extra: scenario.extra.iter().map(|&word| word.to_owned()).collect(),
+    };
+    let mut vm = Vm::start(qemu, &machine, log)?;
+    let mut guide = Guide {
+        script: (scenario.script)(),
+        text: Vec::new(),
+    };
+    let followed = follow(&mut vm, Some(Duration::from_secs(scenario.seconds)), &mut guide);
+    let seen = Seen {
+        text: String::from_utf8_lossy(&guide.text).into_owned(),
+        outcome: followed?,
+    };
+    verdict.seconds = seen.outcome.duration.as_secs_f64();
+    let result = judge::judge(scenario.expect, scenario.seconds, &seen);
+    let result = result.and_then(|()| guide.script.end(&seen, &mut verdict.figures));
+    match &result {
+        Ok(()) => vm.note("passed"),
+        Err(error) => vm.note(&format!("FAILED: {error:#}")),
+    }
+    result
+}
+
+/// A guest whose few instructions mean the same in 32-bit and in 64-bit mode.
+fn hello() -> Vec<u8> {
+    pvh::hello("hello from the smallest guest\n@@ verdict pass\n", 0x10)
+}
+
+/// The file for `-kernel`.
+fn image(scenario: &Scenario, kernel: &Path, cmdline: &str, folder: &Path) -> Result<PathBuf> {
+    let content = match scenario.image {
+        Image::Kernel => return Ok(kernel.to_path_buf()),
+        Image::LinuxEntry => {
+            let elf = std::fs::read(kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
+            linux64::trampoline(&elf, cmdline, linux64::megabytes(scenario.memory)?)?
+        }
+        Image::Hello => hello(),
+        Image::HelloLinuxEntry => linux64::trampoline(&hello(), cmdline, linux64::megabytes(scenario.memory)?)?,
+    };
+    let file = folder.join("image");
+    std::fs::write(&file, content)?;
+    Ok(file)
+}

@@ -1,0 +1,193 @@
+//! The driver on a real channel, whose other end is a host in the same process that speaks in literal bytes.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::vec::Vec;
+
+use super::super::engine::support::{
+    CAPABILITIES_ACCEPTED, TestPool, VERSION_ACCEPTED, at, balloon_request, balloon_response, unballoon_request,
+};
+use super::*;
+use crate::host::Host;
+use crate::protocol::Guid;
+use crate::test_platform::TestPlatform;
+
+type Received = Arc<Mutex<Vec<Vec<u8>>>>;
+
+const SOON: Deadline = Deadline::seconds(5);
+
+struct Bench {
+    host: Host,
+    platform: &'static TestPlatform,
+    server: Channel<Received>,
+    received: Received,
+    driver: DynamicMemory<TestPool>,
+    wakes: Arc<AtomicUsize>,
+}
+
+fn offer(host: &Host, received: &Received) -> Channel<Received> {
+    Channel::allocate_server_with(host, received.clone())
+        .unwrap()
+        .init_set_target_interface_id(CLASS, Guid::literal("00000000-0000-4000-8000-000000000001"))
+        .init_set_maximum_packet_size(MAX_MESSAGE_BYTES)
+        .unwrap()
+        .init_set_process_packet_callback(|channel: &Channel<Received>, packet| {
+            channel.context().lock().unwrap().push(packet.payload().to_vec());
+            packet.complete(&[]).unwrap();
+        })
+        .enable(SOON)
+        .unwrap()
+}
+
+impl Bench {
+    fn new(pool: TestPool) -> Self {
+        let platform = TestPlatform::leak();
+        let start = std::time::Instant::now();
+        let clock = move || Instant::from_reference_units(1 + u64::try_from(start.elapsed().as_micros()).unwrap() * 10);
+        let host = Host::new(platform, clock).unwrap();
+        let received = Received::default();
+        let mut bench = Self {
+            server: offer(&host, &received),
+            host,
+            platform,
+            received,
+            driver: DynamicMemory::new(platform, Config::default(), pool).unwrap(),
+            wakes: Arc::default(),
+        };
+        bench.attach();
+        bench
+    }
+
+    fn attach(&mut self) {
+        let wakes = self.wakes.clone();
+        let wake = move || {
+            wakes.fetch_add(1, Ordering::SeqCst);
+        };
+        self.driver.attach(&self.host, Instance::Any, wake, SOON).unwrap();
+    }
+
+    /// Lets both ends work until neither has anything to do.
+    fn run(&mut self) {
+        for _ in 0..1000 {
+            let progress = self.driver.run(at(0));
+            let host_worked = self.host.process();
+            if progress == Progress::Idle && !host_worked {
+                return;
+            }
+        }
+        panic!("no end: {:?}", self.driver.engine());
+    }
+
+    fn say(&mut self, message: &[u8]) {
+        self.server.send(message).unwrap();
+        self.run();
+    }
+
+    fn heard(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.received.lock().unwrap())
+    }
+
+    fn shake_hands(&mut self) {
+        self.run();
+        self.say(&VERSION_ACCEPTED);
+        self.say(&CAPABILITIES_ACCEPTED);
+        assert!(
+            matches!(self.driver.engine().state(), State::Running { .. }),
+            "{:?}",
+            self.driver.engine().state()
+        );
+        let kinds: Vec<u8> = self.heard().iter().map(|message| message[0]).collect();
+        assert_eq!(kinds, [1, 3, 5]);
+    }
+}
+
+#[test]
+fn pages_come_and_go_over_a_channel_and_stay_held_between_two_openings() {
+    let mut bench = Bench::new(TestPool::with_free((0..4000).step_by(2)));
+    bench.shake_hands();
+    assert!(bench.wakes.load(Ordering::SeqCst) >= 2, "woken for each packet");
+    // Four messages of a page each: more than the ring takes at once.
+    bench.say(&balloon_request(2000));
+    let told: usize = bench
+        .heard()
+        .iter()
+        .map(|message| balloon_response(message).1.len())
+        .sum();
+    assert_eq!(told, 2000);
+
+    assert_eq!(
+        bench
+            .driver
+            .attach(&bench.host, Instance::Any, || {}, SOON)
+            .unwrap_err(),
+        Error::WrongState,
+        "attached already"
+    );
+    bench.driver.detach(SOON).unwrap();
+    assert_eq!(bench.driver.engine().state(), State::Closed);
+    assert_eq!(bench.driver.engine().held().page_count(), 2000);
+    assert_eq!(bench.driver.run(at(0)), Progress::Idle);
+
+    bench.host.process();
+    bench.attach();
+    bench.shake_hands();
+    bench.say(&unballoon_request(&[(0, 2000)], false));
+    let heard = bench.heard();
+    assert_eq!((heard.len(), heard[0][0]), (1, 9));
+    assert_eq!(bench.driver.engine().pool().free.len(), 1000);
+    assert_eq!(bench.driver.engine().held().page_count(), 1000);
+}
+
+#[test]
+fn requests_that_come_faster_than_they_can_be_met_wait_in_the_ring() {
+    let mut bench = Bench::new(TestPool::with_free((0..4000).step_by(2)));
+    bench.shake_hands();
+    for _ in 0..12 {
+        bench.server.send(&balloon_request(100)).unwrap();
+    }
+    bench.run();
+    let heard = bench.heard();
+    assert_eq!(heard.len(), 12);
+    for message in heard {
+        assert_eq!(balloon_response(&message).1.len(), 100);
+    }
+}
+
+#[test]
+fn a_channel_that_is_taken_away_leaves_the_pages_held_and_nothing_else_behind() {
+    let mut bench = Bench::new(TestPool::with_free((0..4000).step_by(2)));
+    bench.shake_hands();
+    bench.say(&balloon_request(500));
+    // Two requests that have not been looked at, and no offer any more.
+    bench.server.send(&balloon_request(100)).unwrap();
+    bench.server.send(&balloon_request(100)).unwrap();
+    bench.host.process();
+    let Bench {
+        host,
+        platform,
+        server,
+        received,
+        mut driver,
+        ..
+    } = bench;
+    server.disable(SOON).map(drop).unwrap();
+    for _ in 0..10 {
+        driver.run(at(0));
+        host.process();
+    }
+    assert_eq!(driver.engine().state(), State::Closed);
+    assert_eq!(driver.engine().held().page_count(), 500);
+    assert_eq!(driver.engine().pool().taken.len(), 500);
+    assert_eq!(platform.pages_in_use(), 0, "the rings were given back");
+    assert_eq!(driver.run(at(0)), Progress::Idle);
+    driver.detach(SOON).unwrap();
+
+    // It may come back.
+    let _server = offer(&host, &received);
+    driver.attach(&host, Instance::Any, || {}, SOON).unwrap();
+    driver.run(at(0));
+    host.process();
+    assert!(matches!(driver.engine().state(), State::Negotiating { .. }));
+    let (pool, held) = driver.into_parts();
+    assert_eq!((pool.taken.len(), held.page_count()), (500, 500));
+}

@@ -1,0 +1,214 @@
+//! Copies by 32-byte vectors, where the processor has them and its system keeps them.
+//!
+//! Part of the crate where an operating system runs under it, as in tests and benchmarks, and in kernels only with the feature
+//! `avx`: a kernel must save the upper halves of the vector registers wherever a ring may be used, in interrupts, too, if its
+//! interrupted programs use them.
+
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid, _xgetbv};
+use core::sync::atomic::{AtomicU8, Ordering};
+
+const UNKNOWN: u8 = 0;
+const ABSENT: u8 = 1;
+const USABLE: u8 = 2;
+
+/// Whether this build may use AVX at all.
+const PERMITTED: bool = cfg!(any(feature = "avx", not(any(target_os = "none", target_os = "uefi"))));
+
+/// Whether AVX can be used: asked once.
+#[inline]
+pub(in crate::ring) fn usable() -> bool {
+    if !PERMITTED {
+        return false;
+    }
+    static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
+    match STATE.load(Ordering::Relaxed) {
+        UNKNOWN => {
+            let usable = detect();
+            STATE.store(if usable { USABLE } else { ABSENT }, Ordering::Relaxed);
+            usable
+        }
+        state => state == USABLE,
+    }
+}
+
+#[cold]
+fn detect() -> bool {
+    const OSXSAVE_AND_AVX: u32 = 1 << 27 | 1 << 28;
+    const SSE_AND_AVX_STATE: u64 = 1 << 1 | 1 << 2;
+    if __cpuid(1).ecx & OSXSAVE_AND_AVX != OSXSAVE_AND_AVX {
+        return false;
+    }
+    /// Which register sets the system saves.
+    #[target_feature(enable = "xsave")]
+    fn enabled_state() -> u64 {
+        // SAFETY: register 0 exists wherever the instruction does.
+        unsafe { _xgetbv(0) }
+    }
+    // SAFETY: OSXSAVE says that the instruction may be used.
+    let enabled = unsafe { enabled_state() };
+    enabled & SSE_AND_AVX_STATE == SSE_AND_AVX_STATE
+}
+
+/// The shortest copy that [`to_shared`] can make.
+pub(in crate::ring) const AT_LEAST: usize = 32;
+
+/// Copies from private memory: first and last vector wherever they fall, aligned ones between them. Some bytes are read and
+/// written twice, which only private memory can stand.
+///
+/// # Safety
+///
+/// - `src` is valid for reads of `len` bytes of private memory, at least [`AT_LEAST`].
+/// - `dst` is valid for writes of `len` bytes, and the two do not overlap.
+/// - [`usable`] is true.
+#[inline]
+pub(in crate::ring) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: `last` is where the last 32 bytes go. The first 32 are stored, then `dst` goes up to the next multiple of 32, which
+    // is 1 to 32 bytes, and `src` with it; blocks of 128 bytes are copied while `dst` is at most `last` - 96, and vectors of 32
+    // while it is below `last`: neither ends behind `last` + 32, the end. Then the last 32 bytes. Registers and flags are
+    // declared; the stack is not used.
+    unsafe {
+        asm!(
+            "vmovdqu ymm0, [{src}]",
+            "vmovdqu ymm4, [{src} + {last} - 32]",
+            "lea {last}, [{dst} + {last} - 32]",
+            "vmovdqu [{dst}], ymm0",
+            // `src` as a distance from `dst`.
+            "sub {src}, {dst}",
+            "add {dst}, 32",
+            "and {dst}, -32",
+            "lea {blocks}, [{last} - 96]",
+            "cmp {dst}, {blocks}",
+            "ja 3f",
+            "2:",
+            "vmovdqu ymm0, [{src} + {dst}]",
+            "vmovdqu ymm1, [{src} + {dst} + 32]",
+            "vmovdqu ymm2, [{src} + {dst} + 64]",
+            "vmovdqu ymm3, [{src} + {dst} + 96]",
+            "vmovdqa [{dst}], ymm0",
+            "vmovdqa [{dst} + 32], ymm1",
+            "vmovdqa [{dst} + 64], ymm2",
+            "vmovdqa [{dst} + 96], ymm3",
+            "sub {dst}, -128",
+            "cmp {dst}, {blocks}",
+            "jbe 2b",
+            "3:",
+            "cmp {dst}, {last}",
+            "jae 5f",
+            "4:",
+            "vmovdqu ymm0, [{src} + {dst}]",
+            "vmovdqa [{dst}], ymm0",
+            "add {dst}, 32",
+            "cmp {dst}, {last}",
+            "jb 4b",
+            "5:",
+            "vmovdqu [{last}], ymm4",
+            last = inout(reg) len => _,
+            src = inout(reg) src => _,
+            dst = inout(reg) dst => _,
+            blocks = out(reg) _,
+            out("xmm0") _,
+            out("xmm1") _,
+            out("xmm2") _,
+            out("xmm3") _,
+            out("xmm4") _,
+            options(nostack),
+        );
+    }
+    leave();
+}
+
+/// Copies a whole number of words from shared memory: single ones until the target is aligned to 32, then 128 bytes at a time;
+/// what is left at the end by smaller pieces. Each byte is read once.
+///
+/// # Safety
+///
+/// - `src` is valid for reads and `dst` for writes of `len` bytes, a multiple of 8, and the two do not overlap.
+/// - `dst` is aligned to 8.
+/// - [`usable`] is true.
+#[inline]
+pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: none to three words until the target is aligned, not more than there are; then `len / 128` times 128 bytes, then 64,
+    // 32, 16 and 8 where what is left has that bit: `len` bytes in all, each read and written once. Registers and flags are
+    // declared; the stack is not used.
+    unsafe {
+        asm!(
+            "2:",
+            "test {dst:l}, 24",
+            "jz 3f",
+            "sub {len}, 8",
+            "jb 9f",
+            "vmovq xmm0, [{src}]",
+            "vmovq [{dst}], xmm0",
+            "add {src}, 8",
+            "add {dst}, 8",
+            "jmp 2b",
+            "3:",
+            "sub {len}, 128",
+            "jb 5f",
+            "4:",
+            "vmovdqu ymm0, [{src}]",
+            "vmovdqu ymm1, [{src} + 32]",
+            "vmovdqu ymm2, [{src} + 64]",
+            "vmovdqu ymm3, [{src} + 96]",
+            "vmovdqa [{dst}], ymm0",
+            "vmovdqa [{dst} + 32], ymm1",
+            "vmovdqa [{dst} + 64], ymm2",
+            "vmovdqa [{dst} + 96], ymm3",
+            "sub {src}, -128",
+            "sub {dst}, -128",
+            "sub {len}, 128",
+            "jae 4b",
+            // What is left, less 128: the low bits are those of the length.
+            "5:",
+            "test {len:l}, 120",
+            "jz 9f",
+            "test {len:l}, 64",
+            "jz 6f",
+            "vmovdqu ymm0, [{src}]",
+            "vmovdqu ymm1, [{src} + 32]",
+            "vmovdqa [{dst}], ymm0",
+            "vmovdqa [{dst} + 32], ymm1",
+            "add {src}, 64",
+            "add {dst}, 64",
+            "6:",
+            "test {len:l}, 32",
+            "jz 7f",
+            "vmovdqu ymm0, [{src}]",
+            "vmovdqa [{dst}], ymm0",
+            "add {src}, 32",
+            "add {dst}, 32",
+            "7:",
+            "test {len:l}, 16",
+            "jz 8f",
+            "vmovdqu xmm0, [{src}]",
+            "vmovdqa [{dst}], xmm0",
+            "add {src}, 16",
+            "add {dst}, 16",
+            "8:",
+            "test {len:l}, 8",
+            "jz 9f",
+            "vmovq xmm0, [{src}]",
+            "vmovq [{dst}], xmm0",
+            "9:",
+            len = inout(reg) len => _,
+            src = inout(reg) src => _,
+            dst = inout(reg) dst => _,
+            out("xmm0") _,
+            out("xmm1") _,
+            out("xmm2") _,
+            out("xmm3") _,
+            options(nostack),
+        );
+    }
+    leave();
+}
+
+/// Ends the use of AVX by code that is compiled without it, which would be slow while upper halves are in use.
+#[inline(always)]
+fn leave() {
+    if cfg!(not(target_feature = "avx")) {
+        // SAFETY: AVX was used right before; nothing compiled without it keeps anything in the upper halves.
+        unsafe { asm!("vzeroupper", options(nomem, nostack, preserves_flags)) };
+    }
+}

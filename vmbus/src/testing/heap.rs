@@ -1,0 +1,164 @@
+//! A heap that fails when told to: [`TestHeap`], for a test program's `#[global_allocator]`.
+//!
+//! The model and the fake platform allocate as they like. So that a test can let each allocation of the *guest* fail, one
+//! after the other, their allocations neither count nor fail.
+#![expect(unsafe_code, reason = "a global allocator")]
+
+use alloc::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicIsize, Ordering};
+use std::alloc::System;
+use std::thread_local;
+
+thread_local! {
+    /// How deep this thread is in code whose allocations do not count.
+    static EXEMPT: Cell<usize> = const { Cell::new(0) };
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+    static FAIL_AT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+static LIVE_BLOCKS: AtomicIsize = AtomicIsize::new(0);
+static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+
+/// The system's heap, with counters and a switch to let an allocation fail.
+///
+/// ```no_run
+/// #[global_allocator]
+/// static HEAP: vmbus::testing::TestHeap = vmbus::testing::TestHeap;
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TestHeap;
+
+impl TestHeap {
+    /// Returns how many allocations this thread has asked for, those of the model left out.
+    #[must_use]
+    pub fn allocations() -> u64 {
+        COUNT.get()
+    }
+
+    /// Makes the `n`-th allocation of this thread from now fail (0: the next one), and only that.
+    pub fn fail_allocation(n: u64) {
+        FAIL_AT.set(Some(COUNT.get() + n));
+    }
+
+    /// Ends the failing. Returns true if the allocation that was to fail was still ahead: then the work tested has fewer
+    /// allocations than that.
+    #[must_use]
+    pub fn stop_failing() -> bool {
+        FAIL_AT.take().is_some_and(|at| at >= COUNT.get())
+    }
+
+    /// Returns how many blocks and bytes are allocated now, by all threads, the model's included.
+    #[must_use]
+    pub fn live() -> (isize, isize) {
+        (LIVE_BLOCKS.load(Ordering::Relaxed), LIVE_BYTES.load(Ordering::Relaxed))
+    }
+
+    /// Runs `work` with allocations that neither count nor fail: for a test's own.
+    pub fn exempt<R>(work: impl FnOnce() -> R) -> R {
+        let _exempt = Exempt::enter();
+        work()
+    }
+
+    fn may_allocate() -> bool {
+        if EXEMPT.get() > 0 {
+            return true;
+        }
+        let this = COUNT.get();
+        COUNT.set(this + 1);
+        FAIL_AT.get() != Some(this)
+    }
+}
+
+/// While it lives, this thread's allocations are not the guest's.
+pub(super) struct Exempt {
+    depth: usize,
+}
+
+impl Exempt {
+    pub(super) fn enter() -> Self {
+        let depth = EXEMPT.get();
+        EXEMPT.set(depth + 1);
+        Self { depth }
+    }
+
+    /// The other way round: the model calls the guest.
+    pub(super) fn leave() -> Self {
+        Self {
+            depth: EXEMPT.replace(0),
+        }
+    }
+}
+
+impl Drop for Exempt {
+    fn drop(&mut self) {
+        EXEMPT.set(self.depth);
+    }
+}
+
+fn note(blocks: isize, bytes: usize) {
+    LIVE_BLOCKS.fetch_add(blocks, Ordering::Relaxed);
+    LIVE_BYTES.fetch_add(blocks * isize::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+}
+
+// SAFETY: everything is the system's allocator's; a refusal is a null pointer, as the trait has it.
+unsafe impl GlobalAlloc for TestHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !Self::may_allocate() {
+            return core::ptr::null_mut();
+        }
+        // SAFETY: as the caller promised.
+        let block = unsafe { System.alloc(layout) };
+        if !block.is_null() {
+            note(1, layout.size());
+        }
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        note(-1, layout.size());
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(block, layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: Layout = Layout::new::<[u64; 4]>();
+
+    fn can_allocate() -> bool {
+        // SAFETY: a layout with a size.
+        let block = unsafe { TestHeap.alloc(LAYOUT) };
+        if block.is_null() {
+            return false;
+        }
+        // SAFETY: allocated just now, in the same way.
+        unsafe { TestHeap.dealloc(block, LAYOUT) };
+        true
+    }
+
+    #[test]
+    fn the_allocation_that_was_named_fails_and_no_other() {
+        TestHeap::fail_allocation(1);
+        assert_eq!([0; 3].map(|_| can_allocate()), [true, false, true]);
+        assert!(!TestHeap::stop_failing(), "it was met");
+        TestHeap::fail_allocation(9);
+        assert!(can_allocate());
+        assert!(TestHeap::stop_failing(), "it was not met");
+    }
+
+    #[test]
+    fn what_is_exempt_neither_counts_nor_fails_until_the_guest_is_called() {
+        let before = TestHeap::allocations();
+        TestHeap::fail_allocation(0);
+        TestHeap::exempt(|| {
+            assert!(can_allocate());
+            let _guest = Exempt::leave();
+            assert!(!can_allocate());
+        });
+        assert_eq!(TestHeap::allocations(), before + 1);
+        assert_eq!(EXEMPT.get(), 0);
+    }
+}
