@@ -13,7 +13,7 @@ use crate::image::Format;
 use crate::nested::inside;
 use crate::progress::say;
 use crate::tools::{self, kernel};
-use crate::{harness, image, scenarios, session};
+use crate::{harness, image, scenarios, session, uefi};
 
 /// Boots the kernel as a Hyper-V guest and shows what it finds.
 #[derive(Debug, Parser)]
@@ -113,6 +113,8 @@ struct Scenario {
     /// Our kernel
     #[arg(long)]
     kernel: PathBuf,
+    #[command(flatten)]
+    uefi: uefi::Options,
 }
 
 /// The program.
@@ -157,7 +159,12 @@ fn run_scenario(arguments: &Scenario) -> Result<bool> {
     let scenario =
         scenarios::find(&arguments.name).with_context(|| format!("no scenario is called {}", arguments.name))?;
     let stdout = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
-    let verdict = scenarios::run(&scenario, &tools::qemu()?, &arguments.kernel, stdout);
+    let tools = scenarios::Tools {
+        qemu: tools::qemu()?,
+        kernel: arguments.kernel.clone(),
+        uefi: arguments.uefi.parts(),
+    };
+    let verdict = scenarios::run(&scenario, &tools, stdout);
     std::fs::write(harness::RESULT, serde_json::to_string(&verdict)?)?;
     Ok(verdict.failure.is_none())
 }
