@@ -3,13 +3,14 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use super::core::{Core, Phase};
+use super::endpoint::{Core, Phase};
 use super::outgoing::IfFull;
 use super::packet::Body;
 use super::settings::MAX_RANGES;
 use super::{Context, Counters, DisabledChannel, Error, Level, OutgoingPacket, Refused, Side};
 use crate::Deadline;
 use crate::fallible::Shared;
+use crate::memory::DmaBuffer;
 use crate::protocol::packet::{PacketFlags, PacketType, TransferPageRange};
 use crate::protocol::{ChannelId, Guid};
 use crate::ring::{ExternalToSend, Header};
@@ -211,6 +212,27 @@ impl<C: Context> Channel<C> {
     pub fn packet_initialize(&self) -> Result<OutgoingPacket<C>, Error> {
         let body = Body::new(&self.core.settings, false)?;
         Ok(OutgoingPacket::new(body, self.uncounted()))
+    }
+
+    /// Takes a buffer of `len` bytes from those that were reserved (`VmbChannelAllocateBounceBuffer`), to copy through it what
+    /// does not lie in a buffer of its own. It goes back when it, and all requests that lend it, are dropped. It holds what its
+    /// last user left in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyPackets`] if all are in use; [`Error::InvalidExternalData`] if it is longer than they are.
+    pub fn allocate_bounce_buffer(&self, len: usize) -> Result<DmaBuffer, Error> {
+        let core = &*self.core;
+        let invalid = Error::InvalidExternalData { len, ranges: 1 };
+        if len > core.settings.bounce_buffer_size {
+            return Err(invalid);
+        }
+        let buffers = core.bounce.lock(core.platform);
+        let free = buffers
+            .iter()
+            .find(|buffer| buffer.is_sole_owner())
+            .ok_or(Error::TooManyPackets)?;
+        free.slice(0, len).map_err(|_| invalid)
     }
 
     /// Stops the delivery of packets (`VmbChannelPause`): calls the suspend callback, then waits until the driver has completed

@@ -3,8 +3,8 @@
 
 use core::fmt;
 
-use super::core::Core;
 use super::counters::{add, subtract};
+use super::endpoint::Core;
 use super::receive::{IncomingBody, Ready, Slot};
 use super::{Channel, Context, Error, Level, Refused};
 use crate::memory::Mdl;

@@ -13,7 +13,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
-use super::core::{Core, Phase};
+use super::endpoint::{Core, Phase};
 use super::gate::{Entered, Inside};
 use super::settings::gone_code;
 use super::transport::{Opened, ServerSink, Sink};

@@ -3,8 +3,8 @@
 use core::sync::atomic::Ordering;
 use core::task::Waker;
 
-use super::core::{Core, Phase};
 use super::counters::add;
+use super::endpoint::{Core, Phase};
 use super::gate::Inside;
 use super::incoming::IncomingPacket;
 use super::outgoing::InFlight;
@@ -20,6 +20,9 @@ use crate::ring::Peek;
 
 /// After this many packets in a row the peer is asked not to signal until the batch ends.
 const MASK_AFTER: u32 = 4;
+
+/// A batch ends after this many packets, and goes on in the next `process`.
+const BATCH_LIMIT: u32 = 1024;
 
 /// What a look at the ring brought.
 enum Found<C: Context> {
@@ -85,6 +88,12 @@ impl<C: Context> Core<C> {
                 }
             }
             taken += 1;
+            if taken == BATCH_LIMIT {
+                // A peer that never stops does not keep others from their turn.
+                let _ = self.end_of_batch(masked);
+                self.reschedule();
+                break;
+            }
             if taken == MASK_AFTER && !masked {
                 masked = true;
                 if let Some(ring) = &mut self.incoming.lock(self.platform).ring {
@@ -233,10 +242,13 @@ impl<C: Context> Core<C> {
 
     /// The channel ends, for this reason unless it ends already; the next `process` or wait runs it down.
     pub(crate) fn end(&self, why: Gone) {
-        let _ = self
+        let first = self
             .ending
             .compare_exchange(0, gone_code(why), Ordering::AcqRel, Ordering::Acquire);
-        self.gate.leave_note();
+        // Once: a broken ring is met again by each look at it.
+        if first.is_ok() {
+            self.gate.leave_note();
+        }
     }
 
     /// Reads the ring without delivering anything: completions go to those who wait, all else is put in line.

@@ -71,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) quota: u32,
     pub(crate) at_passive: bool,
     pub(crate) paused: bool,
+    pub(crate) bounce_buffers: usize,
+    pub(crate) bounce_buffer_size: usize,
     /// What a server offers.
     pub(crate) mmio_megabytes: u16,
     pub(crate) offer_data: UserDefined,
@@ -94,6 +96,8 @@ impl Settings {
             quota: 16,
             at_passive: false,
             paused: false,
+            bounce_buffers: 0,
+            bounce_buffer_size: 0,
             mmio_megabytes: 0,
             offer_data: UserDefined::default(),
         }

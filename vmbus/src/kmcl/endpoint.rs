@@ -1,6 +1,7 @@
 //! What all handles of a channel share: [`Core`].
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use super::counters::{LiveCounters, add};
@@ -12,8 +13,8 @@ use super::receive::{Incoming, IncomingBody, Ready, Slot};
 use super::settings::{Callbacks, Settings, gone_from};
 use super::transport::{OfferFacts, Provider};
 use super::{Context, Error, Gone, SendFlags, Side};
-use crate::fallible::{OutOfMemory, Shared};
-use crate::memory::Mdl;
+use crate::fallible::{Shared, try_vec_with_capacity};
+use crate::memory::{DmaBuffer, Mdl};
 use crate::platform::Wait;
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
@@ -78,6 +79,8 @@ pub(crate) struct Core<C: Context> {
     /// A server pauses at its next opening.
     pub(crate) paused_at_open: AtomicBool,
     pub(crate) reserved_bytes: usize,
+    /// Buffers to lend; one that nobody else owns is free.
+    pub(crate) bounce: Lock<Vec<DmaBuffer>>,
 }
 
 impl<C: Context> Core<C> {
@@ -87,7 +90,7 @@ impl<C: Context> Core<C> {
         settings: Settings,
         callbacks: Callbacks<C>,
         context: Shared<C>,
-    ) -> Result<Shared<Self>, OutOfMemory> {
+    ) -> Result<Shared<Self>, Error> {
         let mut outgoing = Outgoing::new(settings.maximum_packet_count, settings.quota)?;
         for _ in 0..settings.maximum_packet_count {
             push_reserved(&mut outgoing.pool, Body::new(&settings, true)?);
@@ -95,7 +98,11 @@ impl<C: Context> Core<C> {
         let reserved_bytes = settings.maximum_packet_count as usize * Body::<C>::size(&settings)
             + settings.quota as usize * IncomingBody::size(&settings);
         let platform = provider.platform();
-        Shared::try_new(Self {
+        let mut bounce = try_vec_with_capacity(settings.bounce_buffers)?;
+        for _ in 0..settings.bounce_buffers {
+            push_reserved(&mut bounce, DmaBuffer::allocate(platform, settings.bounce_buffer_size)?);
+        }
+        Ok(Shared::try_new(Self {
             side,
             provider,
             platform,
@@ -114,7 +121,8 @@ impl<C: Context> Core<C> {
             ending: AtomicU8::new(0),
             paused_at_open: AtomicBool::new(settings.paused),
             reserved_bytes,
-        })
+            bounce: Lock::new(bounce),
+        })?)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -371,9 +379,14 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Has `process` run soon.
+    /// Has `process` run soon, by whoever processes now or by the next one.
     pub(crate) fn schedule(&self) {
         self.gate_note();
+        self.reschedule();
+    }
+
+    /// Has `process` run again, after whoever processes now.
+    pub(crate) fn reschedule(&self) {
         if let Some(transport) = &self.outgoing.lock(self.platform).transport {
             transport.schedule();
         }
