@@ -25,6 +25,7 @@ pub(super) struct Log {
     events: Mutex<Vec<String>>,
     pub(super) held: Mutex<Vec<Packet>>,
     pub(super) value: AtomicU64,
+    pub(super) peer: Mutex<Option<End>>,
 }
 
 impl Log {
