@@ -33,7 +33,7 @@ pub fn kernel() -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// As [`kernel`].
+/// As [`kernel()`].
 pub fn loader() -> Result<PathBuf> {
     build("boot", "loader", UEFI_TARGET)
 }
@@ -42,7 +42,7 @@ pub fn loader() -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// As [`kernel`].
+/// As [`kernel()`].
 pub fn build(package: &str, binary: &str, target: &str) -> Result<PathBuf> {
     add_target(target)?;
     let step = Step::start(&format!("building {binary} for {target}"));
