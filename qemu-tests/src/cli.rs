@@ -50,7 +50,7 @@ pub struct Boot {
     /// The host to run on
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     pub host: Choice,
-    /// Boot directly, without firmware
+    /// Boot directly, without firmware; otherwise by UEFI from a disk, as a Gen2 machine does. Faster
     #[arg(long)]
     pub direct: bool,
     /// End after the status table; the default when standard input is no terminal
@@ -71,7 +71,8 @@ pub struct Boot {
     /// Write the status report there, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Nested host: let time be the number of executed instructions, so that the same run takes the same time
+    /// Nested host: let time be the number of executed instructions, so that the same run takes the same time. Runs by UEFI that end by
+    /// themselves do so anyway
     #[arg(long)]
     pub deterministic: bool,
     /// End the guest after this time on its host's clock; runs that end by themselves have 120 s
@@ -80,6 +81,15 @@ pub struct Boot {
     /// This is the runner inside the nested host
     #[arg(long, hide = true)]
     pub relayed: bool,
+    /// Where the parts of a boot by UEFI are, inside the nested host
+    #[command(flatten)]
+    pub uefi: uefi::Options,
+    /// Where OpenVMM is, inside the nested host: the program, maybe behind its loader
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub openvmm: Vec<String>,
+    /// More arguments for the QEMU or OpenVMM that runs the guest
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    pub extra: Vec<String>,
 }
 
 /// What image is written, and where.
