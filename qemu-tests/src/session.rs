@@ -333,11 +333,8 @@ fn nested(options: &cli::Boot, image: &Path, parts: Option<&Parts>, openvmm: Opt
         files.extend(along.files);
         arguments.extend(along.program.iter().map(|word| format!("--openvmm={word}")));
     }
+    arguments.extend(options.extra.iter().map(|word| format!("--argument={word}")));
     arguments.push(format!("{}/kernel", paths::FILES));
-    if !options.extra.is_empty() {
-        arguments.push("--".to_owned());
-        arguments.extend(options.extra.iter().cloned());
-    }
     let job = Job { arguments, input: true };
     let clock = match (options.deterministic, parts.is_some(), once(options)) {
         (true, _, _) | (_, true, true) => Clock::Deterministic,
