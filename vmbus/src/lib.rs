@@ -31,5 +31,7 @@ mod test_platform;
 pub mod testing;
 pub mod time;
 
+#[cfg(feature = "alloc")]
+pub use bus::Bus;
 pub use platform::Platform;
 pub use time::{Deadline, Instant};

@@ -43,6 +43,13 @@ pub fn usage() -> (u64, u64) {
     (state.heap.used() as u64, state.mapped)
 }
 
+/// Bytes that are free, whether as frames or in the heap: what a test for leaks compares.
+#[must_use]
+pub fn free_in_all() -> u64 {
+    let (used, mapped) = usage();
+    super::statistics().free + mapped - used
+}
+
 // SAFETY: `linked_list_allocator` hands out disjoint blocks of the memory that it was given; the lock makes its calls exclusive.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

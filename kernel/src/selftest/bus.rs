@@ -53,7 +53,7 @@ pub(super) fn reopen() -> Verdict {
     let mut before = None;
     for _ in 0..ROUNDS {
         close()?;
-        let free = memory::statistics().free;
+        let free = memory::heap::free_in_all();
         ensure!(
             before.is_none_or(|before| before == free),
             "{before:?} bytes were free after the last round, {free} are now"
@@ -73,7 +73,7 @@ pub(super) fn reconnect() -> Verdict {
         let version = bus::connected().ok_or("there is no connection")?.version();
         bus::disconnect(Deadline::seconds(10)).map_err(|error| alloc::format!("{error}"))?;
         ensure!(bus::connected().is_none(), "still connected after leaving");
-        let free = memory::statistics().free;
+        let free = memory::heap::free_in_all();
         // Before 3.0 a host cannot be told to let go, so the pages that it knows of are kept from use.
         if version >= Version::V3_0 {
             ensure!(

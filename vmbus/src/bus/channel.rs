@@ -1,9 +1,9 @@
-//! Open channels: [`ChannelCore`] is what the bus, the callbacks and the owner share; [`Channel`] is the owner's handle.
+//! Open channels: [`ChannelCore`] is what the bus, the callbacks and the owner share;
+//! [`Channel`](super::Channel) is the owner's handle.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::Bus;
@@ -413,6 +413,11 @@ impl ChannelCore {
         *self.rings.lock(self.bus.platform) = Some((id, rings));
     }
 
+    /// The owner is gone, in a callback of this channel: it is closed when that has ended.
+    pub(super) fn orphan(&self) {
+        self.is_orphan.store(true, Ordering::Release);
+    }
+
     /// The other end has agreed: callbacks may come.
     pub(super) fn opened(&self) {
         self.state.store(OPEN, Ordering::Release);
@@ -428,7 +433,7 @@ impl ChannelCore {
         let _ = self.undo(OPENING, farewell, until);
     }
 
-    /// Ends the channel: see [`Channel::close`].
+    /// Ends the channel: see [`Channel::close`](super::Channel::close).
     pub(super) fn close(&self, deadline: Deadline) -> Result<(), Error> {
         if self.is_in_callback() {
             return Err(Error::WouldDeadlock);
@@ -483,49 +488,5 @@ impl fmt::Debug for ChannelCore {
             .field("state", &self.state())
             .field("target", &self.target())
             .finish_non_exhaustive()
-    }
-}
-
-/// The owner of an open channel. Dropped without [`Channel::close`], it closes as far as that goes without waiting.
-#[derive(Debug)]
-pub struct Channel {
-    core: Shared<ChannelCore>,
-}
-
-impl Channel {
-    pub(super) const fn new(core: Shared<ChannelCore>) -> Self {
-        Self { core }
-    }
-
-    /// Closes the channel: no further callback, wait for those that run, tell the other end, take the rings' memory back.
-    /// Afterwards it can be opened anew. Context: task.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::WouldDeadlock`] from the channel's own callback, with nothing changed; [`Error::NotOpen`] if it is closed
-    /// already. Any other error is told after everything was done that could be: the channel is closed; memory that the
-    /// other end has not given up in time is kept from use until it has.
-    pub fn close(&self, deadline: Deadline) -> Result<(), Error> {
-        self.core.close(deadline)
-    }
-}
-
-impl Deref for Channel {
-    type Target = ChannelCore;
-    fn deref(&self) -> &ChannelCore {
-        &self.core
-    }
-}
-
-impl Drop for Channel {
-    fn drop(&mut self) {
-        match self.core.close(Deadline::IMMEDIATE) {
-            Ok(()) | Err(Error::NotOpen(_)) => {}
-            Err(Error::WouldDeadlock) => {
-                // In its own callback: closed when that has ended.
-                self.core.is_orphan.store(true, Ordering::Release);
-            }
-            Err(error) => log::debug!("{} was dropped and closed without waiting: {error}", self.core.id()),
-        }
     }
 }

@@ -172,7 +172,7 @@ impl BusInner {
     }
 
     /// Returns the optional parts that this guest uses.
-    fn wanted_features(&self) -> FeatureFlags {
+    const fn wanted_features(&self) -> FeatureFlags {
         match self.config.client_id {
             Some(_) => FeatureFlags::CLIENT_ID,
             None => FeatureFlags::empty(),

@@ -96,6 +96,7 @@ impl BusInner {
     }
 
     /// Gives a message of the server in this kernel the effect of a host's.
+    #[cfg(feature = "host")]
     pub(super) fn accept_locally(&self, message: &[u8]) {
         let note = {
             let _order = self.messages.lock(self.platform);

@@ -258,6 +258,12 @@ impl Gpadls {
             .sum()
     }
 
+    #[cfg(test)]
+    pub(super) fn with_lock_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _state = self.lock();
+        work()
+    }
+
     /// Sets the next number to try, for tests of its wrap.
     #[cfg(test)]
     pub(super) fn set_next_id(&self, id: u32) {

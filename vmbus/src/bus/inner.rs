@@ -407,9 +407,20 @@ impl BusInner {
     }
 
     #[cfg(test)]
+    pub(super) fn with_all_locks_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _gate = self.gate.lock(self.platform);
+        let _messages = self.messages.lock(self.platform);
+        self.table
+            .with_lock_for_test(|| self.replies.with_lock_for_test(|| self.gpadls.with_lock_for_test(work)))
+    }
+
+    #[cfg(test)]
     pub(super) fn interrupt_bit_for_test(&self, channel: ChannelId) -> bool {
         let pages = self.pages.as_ref().unwrap();
-        let word = pages.interrupt.word::<AtomicU32>(2048 + channel.0 as usize / 32 * 4).unwrap();
+        let word = pages
+            .interrupt
+            .word::<AtomicU32>(2048 + channel.0 as usize / 32 * 4)
+            .unwrap();
         word.load(Ordering::Relaxed) >> (channel.0 % 32) & 1 != 0
     }
 

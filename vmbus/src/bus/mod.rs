@@ -36,19 +36,22 @@ mod inner;
 mod link;
 mod offer;
 mod open;
+mod owner;
 mod process;
 mod processor;
 mod replies;
 mod rings;
 mod table;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;
 mod unload;
 
+#[cfg(feature = "host")]
+use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-pub use channel::{Channel, ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incoming, Outgoing, Retargeted};
+pub use channel::{ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incoming, Outgoing, Retargeted};
 pub use config::{Config, OfferEvents};
 pub use counters::Counters;
 pub use error::{ConnectError, Error};
@@ -56,6 +59,7 @@ pub use gpadl::Gpadl;
 pub use link::{GpadlMemory, LocalPort};
 pub use offer::{LOCAL_CHANNEL_IDS, Offer, Origin};
 pub use open::OpenParameters;
+pub use owner::Channel;
 pub use process::Progress;
 pub use rings::{ChannelRing, RingPages};
 
@@ -292,6 +296,7 @@ impl Bus {
     /// same processor does nothing.
     ///
     /// Bounded: each channel's callback a few times, and so many messages; the rest is scheduled again.
+    #[expect(clippy::must_use_candidate, reason = "called for its effects")]
     pub fn process(&self, processor: ProcessorIndex) -> Progress {
         self.0.process(processor)
     }
@@ -302,6 +307,7 @@ impl Bus {
     }
 
     /// Does the current processor's work, for a system that polls.
+    #[expect(clippy::must_use_candidate, reason = "called for its effects")]
     pub fn poll(&self) -> Progress {
         self.process(self.platform().current_processor())
     }
@@ -344,7 +350,7 @@ impl Bus {
         let mut port = Some(try_box(port)?);
         // An error would mean that the closure ran twice; the answer below is right even then.
         let _ = self.0.local.try_call_once(|| match port.take() {
-            Some(port) => Ok::<_, ()>(port as alloc::boxed::Box<dyn LocalPort>),
+            Some(port) => Ok::<Box<dyn LocalPort>, ()>(port),
             None => Err(()),
         });
         Ok(port.is_none())

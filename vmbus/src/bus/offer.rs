@@ -50,7 +50,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    pub(super) fn new(origin: Origin, message: &OfferChannel) -> Self {
+    pub(super) const fn new(origin: Origin, message: &OfferChannel) -> Self {
         Self {
             origin,
             class: message.class(),

@@ -4,11 +4,12 @@ use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use super::Bus;
-use super::channel::{Channel, ChannelCore, ChannelSink, Parts};
+use super::channel::{ChannelCore, ChannelSink, Parts};
 use super::error::Error;
 use super::gpadl::NotCreated;
 use super::inner::Phase;
 use super::offer::Offer;
+use super::owner::Channel;
 use super::replies::Key;
 use super::rings::RingPages;
 use crate::fallible::{Shared, try_box, try_vec_of};

@@ -108,6 +108,7 @@ impl BusInner {
     }
 
     /// Notes the signal of a server in this kernel.
+    #[cfg(feature = "host")]
     pub(super) fn signalled_locally(&self, channel: ChannelId) {
         if let Some(core) = self.table.enter_channel(channel) {
             self.counters.signals_received.add_one();

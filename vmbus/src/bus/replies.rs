@@ -108,6 +108,12 @@ impl Replies {
         self.end(Answer::Disconnected, |waiter| waiter.key != Key::Unload);
     }
 
+    #[cfg(test)]
+    pub(super) fn with_lock_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _waiters = self.waiters.lock(self.platform.0);
+        work()
+    }
+
     fn end(&self, answer: Answer, which: impl Fn(&Waiter) -> bool) {
         for waiter in self.waiters.lock(self.platform.0).iter_mut().flatten() {
             if waiter.answer.is_none() && which(waiter) {

@@ -112,7 +112,7 @@ impl Table {
         }
     }
 
-    pub(super) fn origin_of(channel: ChannelId) -> Origin {
+    pub(super) const fn origin_of(channel: ChannelId) -> Origin {
         if channel.0 >= LOCAL_CHANNEL_IDS {
             Origin::Local
         } else {
@@ -395,6 +395,12 @@ impl Table {
         {
             tell(core);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_lock_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entries = self.lock();
+        work()
     }
 
     /// Returns how many places there are.

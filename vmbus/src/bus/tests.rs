@@ -8,6 +8,7 @@ mod gpadls;
 mod local;
 mod messages;
 mod offers;
+mod processors;
 
 use std::boxed::Box;
 use std::sync::Arc;

@@ -5,8 +5,10 @@
 mod epp;
 mod ged;
 mod gpm;
+mod initialise;
 mod lifecycle;
 mod packets;
 mod ppc;
 mod ssr;
 mod support;
+mod table;

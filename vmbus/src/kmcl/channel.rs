@@ -3,13 +3,14 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use super::core::{Core, Phase};
+use super::endpoint::{Core, Phase};
 use super::outgoing::IfFull;
 use super::packet::Body;
 use super::settings::MAX_RANGES;
 use super::{Context, Counters, DisabledChannel, Error, Level, OutgoingPacket, Refused, Side};
 use crate::Deadline;
 use crate::fallible::Shared;
+use crate::memory::DmaBuffer;
 use crate::protocol::packet::{PacketFlags, PacketType, TransferPageRange};
 use crate::protocol::{ChannelId, Guid};
 use crate::ring::{ExternalToSend, Header};
@@ -64,6 +65,10 @@ impl<C: Context> Channel<C> {
 
     pub(crate) fn uncounted(&self) -> Self {
         Self::borrowed(&self.core)
+    }
+
+    pub(crate) const fn shared(&self) -> &Shared<Core<C>> {
+        &self.core
     }
 
     pub(crate) fn core(&self) -> &Core<C> {
@@ -213,6 +218,27 @@ impl<C: Context> Channel<C> {
         Ok(OutgoingPacket::new(body, self.uncounted()))
     }
 
+    /// Takes a buffer of `len` bytes from those that were reserved (`VmbChannelAllocateBounceBuffer`), to copy through it what
+    /// does not lie in a buffer of its own. It goes back when it, and all requests that lend it, are dropped. It holds what its
+    /// last user left in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyPackets`] if all are in use; [`Error::InvalidExternalData`] if it is longer than they are.
+    pub fn allocate_bounce_buffer(&self, len: usize) -> Result<DmaBuffer, Error> {
+        let core = &*self.core;
+        let invalid = Error::InvalidExternalData { len, ranges: 1 };
+        if len > core.settings.bounce_buffer_size {
+            return Err(invalid);
+        }
+        let buffers = core.bounce.lock(core.platform);
+        let free = buffers
+            .iter()
+            .find(|buffer| buffer.is_sole_owner())
+            .ok_or(Error::TooManyPackets)?;
+        free.slice(0, len).map_err(|_| invalid)
+    }
+
     /// Stops the delivery of packets (`VmbChannelPause`): calls the suspend callback, then waits until the driver has completed
     /// all packets that it holds.
     ///
@@ -267,7 +293,7 @@ impl<C: Context> Channel<C> {
     /// [`init_set_passive_wake`](DisabledChannel::init_set_passive_wake).
     pub fn process_at_passive(&self) {
         self.core.passive_pending.store(false, Ordering::Relaxed);
-        Core::process(&self.core, Level::Passive);
+        Core::process(self, Level::Passive);
     }
 
     /// Returns true if something waits for [`process_at_passive`](Self::process_at_passive).
@@ -278,7 +304,7 @@ impl<C: Context> Channel<C> {
 
     /// Delivers what there is to deliver now, for those who poll.
     pub fn process(&self) {
-        Core::process(&self.core, Level::Dispatch);
+        Core::process(self, Level::Dispatch);
     }
 
     /// Sets how many incoming packets may be held uncompleted (`VmbChannelSetTransactionQuota`). At the quota the ring is not

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::NtStatus;
 use crate::fallible::OutOfMemory;
+use crate::memory::DmaError;
 use crate::platform::{OutOfPages, TimedOut};
 
 /// Why there is no channel any more.
@@ -205,6 +206,16 @@ impl Error {
             Self::WouldDeadlock => NtStatus::POSSIBLE_DEADLOCK,
             Self::NoSuchOffer => NtStatus::NOT_FOUND,
             Self::Corrupt | Self::Bus => NtStatus::DEVICE_PROTOCOL_ERROR,
+        }
+    }
+}
+
+impl From<DmaError> for Error {
+    fn from(error: DmaError) -> Self {
+        match error {
+            DmaError::OutOfPages(error) => Self::OutOfPages(error),
+            DmaError::OutOfMemory(error) => Self::OutOfMemory(error),
+            DmaError::NotMapped(_) => Self::Bus,
         }
     }
 }

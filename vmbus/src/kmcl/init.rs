@@ -7,7 +7,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use super::core::Core;
+use super::endpoint::Core;
 use super::settings::{Callbacks, Name, Notice, PnpFailure, ProcessPacket, ProcessingComplete, Settings, share};
 use super::transport::{Instance, OfferSource, OpenRequest, Provider};
 use super::{Channel, Context, Error, IncomingPacket, Level, Refused, Side, StateChangeCallbacks};
@@ -143,6 +143,30 @@ impl<C: Context> DisabledChannel<C> {
     pub fn init_set_pnp_failure_callback(mut self, failed: impl Fn(&C, Error) + Send + Sync + 'static) -> Self {
         let boxed = try_box(failed).map(|boxed| -> Box<PnpFailure<C>> { boxed });
         self.callbacks.pnp_failure = self.keep(boxed);
+        self
+    }
+
+    /// Sets flags (`VmbChannelInitSetFlags`). None are documented, so none are known.
+    ///
+    /// # Errors
+    ///
+    /// The channel comes back unchanged with [`Error::InvalidFlags`] for any bit.
+    pub const fn init_set_flags(self, flags: u32) -> Result<Self, Refused<Self>> {
+        if flags != 0 {
+            return Err(Refused {
+                error: Error::InvalidFlags(flags),
+                given: self,
+            });
+        }
+        Ok(self)
+    }
+
+    /// Reserves `count` buffers of `bytes` bytes for [`Channel::allocate_bounce_buffer`]
+    /// (`VmbChannelInitSetBounceBufferSizes`).
+    #[must_use]
+    pub fn init_set_bounce_buffer_sizes(mut self, count: usize, bytes: usize) -> Self {
+        self.settings.bounce_buffers = if bytes == 0 { 0 } else { count };
+        self.settings.bounce_buffer_size = bytes;
         self
     }
 

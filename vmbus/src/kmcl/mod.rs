@@ -12,17 +12,20 @@
 //! - [`Error`], with the status of each ([`NtStatus`]); [`Refused`] gives back what a refused call had taken.
 //! - [`Counters`]: what a channel has done.
 //!
+//! [`guide`] walks the author of a Windows driver through porting one.
+//!
 //! No packet needs memory that was not reserved when the channel was enabled. No lock is held while the driver is called,
 //! and callbacks of one channel never run at the same time. Neighbours: below it the bus and the rings; above it the
 //! drivers of [`crate::device`](crate). Source: the public documentation of KMCL (`vmbuskernelmodeclientlibapi.h`).
 
 mod channel;
-mod core;
 mod counters;
+mod endpoint;
 mod error;
 mod external;
 mod gate;
 mod gpadl;
+pub mod guide;
 mod incoming;
 mod init;
 mod lifecycle;
@@ -35,6 +38,8 @@ mod receive;
 mod request;
 pub(crate) mod settings;
 mod slab;
+#[cfg(test)]
+mod tests;
 pub(crate) mod transport;
 
 pub use channel::Channel;

@@ -10,8 +10,8 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Poll, Waker};
 
-use super::core::Core;
 use super::counters::add;
+use super::endpoint::Core;
 use super::external::Lent;
 use super::gate::Inside;
 use super::outgoing::IfFull;

@@ -2,7 +2,9 @@
 
 use alloc::boxed::Box;
 
-use super::transport::{Target, UserDefined};
+use super::transport::Target;
+#[cfg(feature = "host")]
+use super::transport::UserDefined;
 use super::{Channel, Context, Error, Gone, IncomingPacket, NtStatus};
 use crate::fallible::{OutOfMemory, Shared, try_box};
 use crate::memory::{PAGE_SIZE, pages_for};
@@ -71,8 +73,12 @@ pub(crate) struct Settings {
     pub(crate) quota: u32,
     pub(crate) at_passive: bool,
     pub(crate) paused: bool,
+    pub(crate) bounce_buffers: usize,
+    pub(crate) bounce_buffer_size: usize,
     /// What a server offers.
+    #[cfg(feature = "host")]
     pub(crate) mmio_megabytes: u16,
+    #[cfg(feature = "host")]
     pub(crate) offer_data: UserDefined,
 }
 
@@ -94,7 +100,11 @@ impl Settings {
             quota: 16,
             at_passive: false,
             paused: false,
+            bounce_buffers: 0,
+            bounce_buffer_size: 0,
+            #[cfg(feature = "host")]
             mmio_megabytes: 0,
+            #[cfg(feature = "host")]
             offer_data: UserDefined::default(),
         }
     }

@@ -10,7 +10,7 @@ macro_rules! classes {
 
         /// Returns the name of a class that we know.
         #[must_use]
-        pub fn name(class: Guid) -> Option<&'static str> {
+        pub const fn name(class: Guid) -> Option<&'static str> {
             match class {
                 $($constant => Some($name),)*
                 _ => None,

@@ -287,7 +287,7 @@ impl MessageType {
     /// # Errors
     ///
     /// [`ParseError::NoHeader`] if there is none.
-    pub fn of(bytes: &[u8]) -> Result<Self, ParseError> {
+    pub const fn of(bytes: &[u8]) -> Result<Self, ParseError> {
         match bytes.first_chunk::<HEADER_LEN>() {
             Some(&[a, b, c, d, ..]) => Ok(Self(u32::from_le_bytes([a, b, c, d]))),
             None => Err(ParseError::NoHeader { len: bytes.len() }),

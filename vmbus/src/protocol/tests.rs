@@ -258,7 +258,7 @@ fn g1_descriptions_have_26_pages_in_the_header_and_28_in_each_body() {
             let body = GpadlBody::describe(number, GpadlId(2), range, page).unwrap();
             assert_eq!(
                 body.as_slice()[..16],
-                golden(16, &[(0, 9), (8, number as u32), (12, 2)])
+                golden(16, &[(0, 9), (8, u32::try_from(number).unwrap()), (12, 2)])
             );
             seen.extend(GpadlBody::pages(body.as_slice()));
             messages.push(body);
@@ -272,7 +272,7 @@ fn g1_descriptions_have_26_pages_in_the_header_and_28_in_each_body() {
         );
         assert_eq!(seen, (0..pages as u64).map(|index| index * 3).collect::<Vec<_>>());
         let byte_count = &messages[0].as_slice()[20..24];
-        assert_eq!(byte_count, (pages as u32 * 4096).to_le_bytes());
+        assert_eq!(byte_count, (u32::try_from(pages).unwrap() * 4096).to_le_bytes());
     }
     assert_eq!((HEADER_PAGES, BODY_PAGES), (26, 28));
 }

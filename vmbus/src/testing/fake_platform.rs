@@ -42,7 +42,7 @@ use self::state::{Block, Page, Part, Source, State, check_poison, layout_of, poi
 use super::heap::Exempt;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
 use crate::platform::{
-    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TimedOut, Wait,
+    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut, Wait,
 };
 
 /// The other side of the memory: a host, as the platform sees it.
@@ -556,6 +556,12 @@ unsafe impl Platform for FakePlatform {
 
     fn current_processor(&self) -> ProcessorIndex {
         ProcessorIndex(PROCESSOR.get())
+    }
+
+    fn current_task(&self) -> TaskId {
+        // A task is a thread: the address of a variable of its own tells it from the others.
+        std::thread_local!(static HERE: u8 = const { 0 });
+        TaskId(HERE.with(|here| core::ptr::from_ref(here).addr()))
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {

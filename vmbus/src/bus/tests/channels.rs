@@ -7,7 +7,7 @@ use super::*;
 use crate::ring::{Header, ReadError};
 use crate::testing::model::{Echo, Reply, When};
 
-fn header(transaction: u64) -> Header {
+const fn header(transaction: u64) -> Header {
     Header::in_band(transaction)
 }
 
@@ -96,7 +96,11 @@ fn packets_go_both_ways_and_signals_reach_the_sink() {
 
 #[test]
 fn signals_before_5_0_set_the_bit_of_a_channel_that_shares_its_interrupt() {
-    for (version, is_dedicated, expected) in [(0x4_0000, false, true), (0x4_0000, true, false), (0x5_0000, false, false)] {
+    for (version, is_dedicated, expected) in [
+        (0x4_0000, false, true),
+        (0x4_0000, true, false),
+        (0x5_0000, false, false),
+    ] {
         let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(version));
         let mut offer = model::Offer::new(CLASS, INSTANCE);
         offer.is_dedicated = is_dedicated;
@@ -104,7 +108,11 @@ fn signals_before_5_0_set_the_bit_of_a_channel_that_shares_its_interrupt() {
         let bus = ground.connect();
         let (opened, _) = open(&bus, channel);
         opened.signal().unwrap();
-        assert_eq!(bus.0.interrupt_bit_for_test(channel), expected, "{version:#x}, dedicated: {is_dedicated}");
+        assert_eq!(
+            bus.0.interrupt_bit_for_test(channel),
+            expected,
+            "{version:#x}, dedicated: {is_dedicated}"
+        );
         opened.close(SECOND).unwrap();
         ground.finish(bus);
     }
@@ -158,10 +166,11 @@ fn c3_a_signal_before_the_answer_to_the_opening_is_kept() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
     let (host, id) = (ground.host, channel.0);
+    let flag = u16::try_from(id).unwrap();
     // Before the host even looks at OPENCHANNEL: the GPADL's header is the step before.
     let step = host.step_count() + 1;
     host.at_step(step, When::Before, move |host, _| {
-        host.set_event_flag(0, 2, id as u16);
+        host.set_event_flag(0, 2, flag);
     });
     host.at_step(step, When::After, move |host, _| {
         host.channel(id).send_in_band(1, 0, b"early").unwrap();
@@ -169,7 +178,10 @@ fn c3_a_signal_before_the_answer_to_the_opening_is_kept() {
     let (opened, recorder) = open(&bus, channel);
     ground.settle(&bus);
     assert!(recorder.count(&Told::Signalled) >= 1);
-    assert_eq!(opened.incoming().next().unwrap().payload().get(..5), Some(&b"early"[..]));
+    assert_eq!(
+        opened.incoming().next().unwrap().payload().get(..5),
+        Some(&b"early"[..])
+    );
     opened.close(SECOND).unwrap();
     ground.finish(bus);
 }
@@ -180,7 +192,9 @@ fn a_refused_opening_leaves_nothing_behind() {
     let bus = ground.connect();
     let pages = ground.platform.live_pages();
     ground.host.set_next_replies(5, Reply::Status(0xc000_0001), 1);
-    let error = bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND).unwrap_err();
+    let error = bus
+        .open(channel, &OpenParameters::default(), Recorder::default(), SECOND)
+        .unwrap_err();
     assert_eq!(error, Error::Refused { status: 0xc000_0001 });
     assert_eq!((ground.platform.live_pages(), bus.shared_bytes()), (pages, 0));
     assert_eq!(ground.posts_of(7), 0, "what is not open is not closed");
@@ -202,7 +216,10 @@ fn m4_silence_at_each_request_of_an_opening_times_out_and_keeps_the_memory() {
             .and_then(|channel| channel.close(SECOND));
         assert_eq!(result.err(), Some(Error::TimedOut), "request {request}");
         let waited = ground.hypervisor.elapsed_since(start);
-        assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(3), "{waited:?}");
+        assert!(
+            waited >= Duration::from_secs(1) && waited < Duration::from_secs(3),
+            "{waited:?}"
+        );
         if request == 11 {
             // G4: the host has not given it up.
             assert_eq!(ground.platform.live_pages(), pages + 10);
@@ -328,7 +345,9 @@ fn closing_from_the_channels_own_callback_would_deadlock() {
         let pages = ground.platform.live_pages();
         let sink = ClosesItself::default();
         sink.drops.store(drops, Ordering::SeqCst);
-        let opened = bus.open(channel, &OpenParameters::default(), sink.clone(), SECOND).unwrap();
+        let opened = bus
+            .open(channel, &OpenParameters::default(), sink.clone(), SECOND)
+            .unwrap();
         *sink.slot.lock().unwrap() = Some(opened);
         ground.host.channel(channel.0).signal();
         ground.settle(&bus);
@@ -342,192 +361,6 @@ fn closing_from_the_channels_own_callback_would_deadlock() {
         assert_eq!(ground.platform.live_pages(), pages);
         ground.finish(bus);
     }
-}
-
-/// A callback that stays until it is let go.
-struct Stays {
-    is_in: Arc<AtomicBool>,
-    may_go: Arc<AtomicBool>,
-}
-
-impl ChannelSink for Stays {
-    fn signalled(&self, _: &ChannelCore) {
-        self.is_in.store(true, Ordering::SeqCst);
-        while !self.may_go.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        self.is_in.store(false, Ordering::SeqCst);
-    }
-
-    fn rescinded(&self, _: &ChannelCore) {}
-}
-
-#[test]
-fn c2_closing_waits_for_the_callback_that_runs_on_another_processor() {
-    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
-    ground.platform.use_real_time();
-    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-    let bus = Bus::connect(
-        ground.hypervisor,
-        ground.platform,
-        Config {
-            processors: 2,
-            ..Config::default()
-        },
-    )
-    .unwrap();
-    let (is_in, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    {
-        let _there = ground.platform.on_processor(1);
-        bus.processor_online(ProcessorIndex(1)).unwrap();
-    }
-    let sink = Stays {
-        is_in: is_in.clone(),
-        may_go: may_go.clone(),
-    };
-    let parameters = OpenParameters {
-        target: ProcessorIndex(1),
-        ..OpenParameters::default()
-    };
-    let opened = bus.open(channel, &parameters, sink, SECOND).unwrap();
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let _there = ground.platform.on_processor(1);
-            while !is_over.load(Ordering::SeqCst) {
-                bus.process(ProcessorIndex(1));
-                std::thread::yield_now();
-            }
-        });
-        opened.schedule();
-        while !is_in.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        let go = may_go.clone();
-        scope.spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            go.store(true, Ordering::SeqCst);
-        });
-        opened.close(Deadline::seconds(30)).unwrap();
-        assert!(!is_in.load(Ordering::SeqCst), "the callback has ended");
-        is_over.store(true, Ordering::SeqCst);
-    });
-    ground.check();
-}
-
-#[test]
-fn c2_a_callback_that_stays_keeps_the_id_until_it_ends() {
-    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
-    ground.platform.use_real_time();
-    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-    let bus = Bus::connect(
-        ground.hypervisor,
-        ground.platform,
-        Config {
-            processors: 2,
-            ..Config::default()
-        },
-    )
-    .unwrap();
-    let (is_in, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    {
-        let _there = ground.platform.on_processor(1);
-        bus.processor_online(ProcessorIndex(1)).unwrap();
-    }
-    let sink = Stays {
-        is_in: is_in.clone(),
-        may_go: may_go.clone(),
-    };
-    let parameters = OpenParameters {
-        target: ProcessorIndex(1),
-        ..OpenParameters::default()
-    };
-    let opened = bus.open(channel, &parameters, sink, SECOND).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let _there = ground.platform.on_processor(1);
-            bus.process(ProcessorIndex(1));
-            while !may_go.load(Ordering::SeqCst) {
-                bus.process(ProcessorIndex(1));
-                std::thread::yield_now();
-            }
-        });
-        opened.schedule();
-        while !is_in.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        ground.host.rescind(channel.0);
-        assert_eq!(opened.close(Deadline::millis(10)), Err(Error::TimedOut));
-        bus.poll();
-        assert_eq!(ground.posts_of(13), 0, "a callback can still run");
-        may_go.store(true, Ordering::SeqCst);
-    });
-    assert_eq!(ground.posts_of(13), 1);
-    ground.check();
-}
-
-#[test]
-fn c6_moving_a_channel_waits_for_the_answer_where_there_is_one() {
-    for (version, expected) in [
-        (Version::V6_0, Ok(Retargeted::Confirmed)),
-        (Version::V5_3, Ok(Retargeted::Confirmed)),
-        (Version::V5_2, Ok(Retargeted::Unconfirmed)),
-        (Version::V4_1, Ok(Retargeted::Unconfirmed)),
-        (Version::V4_0, Err(Error::NotSupported { version: Version::V4_0 })),
-    ] {
-        let config = model::Config::with_processors(Personality::HyperV, 3).max_version(version.to_wire());
-        let ground = Ground::new(config);
-        let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-        let bus = ground.connect_with(Config {
-            processors: 3,
-            ..Config::default()
-        });
-        {
-            let _there = ground.platform.on_processor(1);
-            bus.processor_online(ProcessorIndex(1)).unwrap();
-        }
-        let (opened, recorder) = open(&bus, channel);
-        ground.settle(&bus);
-        let before = recorder.count(&Told::Signalled);
-        assert_eq!(opened.retarget(ProcessorIndex(2), SECOND), Err(Error::NoSuchProcessor(ProcessorIndex(2))));
-        assert_eq!(opened.retarget(ProcessorIndex(1), SECOND), expected);
-        if expected.is_ok() {
-            assert_eq!((opened.target(), ground.host.channel(channel.0).target_vp()), (ProcessorIndex(1), Some(2)));
-            // A flag that the earlier processor gets is honoured there.
-            ground.host.set_event_flag(0, 2, channel.0 as u16);
-            bus.process(ProcessorIndex(0));
-            assert!(recorder.count(&Told::Signalled) > before);
-            // C11: a processor with a channel does not go.
-            let _there = ground.platform.on_processor(1);
-            assert_eq!(bus.processor_offline(ProcessorIndex(1)), Err(Error::ProcessorInUse(ProcessorIndex(1))));
-        }
-        opened.close(SECOND).unwrap();
-        {
-            let _there = ground.platform.on_processor(1);
-            bus.processor_offline(ProcessorIndex(1)).unwrap();
-        }
-        assert_eq!(bus.processor_offline(ProcessorIndex(0)), Err(Error::ProcessorInUse(ProcessorIndex(0))));
-        ground.finish(bus);
-    }
-}
-
-#[test]
-fn c6_a_silent_host_keeps_the_earlier_target() {
-    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
-    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-    let bus = ground.connect_with(Config {
-        processors: 2,
-        ..Config::default()
-    });
-    {
-        let _there = ground.platform.on_processor(1);
-        bus.processor_online(ProcessorIndex(1)).unwrap();
-    }
-    let (opened, _) = open(&bus, channel);
-    ground.host.set_next_replies(22, Reply::Silent, 1);
-    assert_eq!(opened.retarget(ProcessorIndex(1), SECOND), Err(Error::TimedOut));
-    assert_eq!(opened.target(), ProcessorIndex(0));
-    opened.close(SECOND).unwrap();
 }
 
 #[test]

@@ -1,1 +1,229 @@
-//! x
+//! The end of a connection.
+
+use std::time::Duration;
+
+use super::*;
+use crate::testing::model::{Pace, Reply, When};
+
+#[test]
+fn c8_everything_is_given_back_and_the_bus_can_be_connected_again() {
+    let (ground, channel) = Ground::with_channel();
+    for _ in 0..3 {
+        let bus = ground.connect();
+        let (opened, recorder) = open(&bus, channel);
+        bus.disconnect(Deadline::seconds(100)).unwrap();
+        assert!(!bus.is_connected());
+        assert_eq!(bus.disconnect(SECOND), Err(Error::Disconnected));
+        bus.poll();
+        assert_eq!(recorder.count(&Told::Rescinded), 1, "an open channel is told");
+        assert_eq!(opened.signal(), Err(Error::Rescinded(channel)));
+        opened.close(SECOND).unwrap();
+        assert_eq!(bus.offers().count(), 0);
+        assert_eq!(
+            bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND)
+                .err(),
+            Some(Error::Disconnected)
+        );
+    }
+    ground.hypervisor.disable_hypercalls().unwrap();
+    assert!(ground.host.is_at_rest());
+    ground.check();
+}
+
+#[test]
+fn c8_nothing_is_posted_between_unload_and_its_answer() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    ground.host.set_reply(16, Reply::Late(Duration::from_secs(60)));
+    let step = ground.host.step_count() + 1;
+    // While the host takes its time it withdraws the offer: no release is posted.
+    ground
+        .host
+        .at_step(step, When::After, move |host, _| host.rescind(channel.0));
+    let start = ground.hypervisor.now();
+    bus.disconnect(Deadline::Never).unwrap();
+    assert!(ground.hypervisor.elapsed_since(start) >= Duration::from_secs(60));
+    let posts = ground.posts();
+    assert_eq!(posts.last().map(|(kind, _)| *kind), Some(16));
+    drop(opened);
+    ground.check();
+}
+
+#[test]
+fn c8_the_wait_for_the_end_is_bounded_and_silence_is_told() {
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    ground.host.set_reply(16, Reply::Silent);
+    let start = ground.hypervisor.now();
+    assert_eq!(bus.disconnect(Deadline::Never), Err(Error::TimedOut));
+    let waited = ground.hypervisor.elapsed_since(start);
+    assert!(
+        waited >= Duration::from_secs(100) && waited < Duration::from_secs(102),
+        "{waited:?}"
+    );
+    assert!(!bus.is_connected());
+}
+
+#[test]
+fn c8_the_answer_is_found_in_another_processors_slot() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 3));
+    let bus = Bus::connect(
+        ground.hypervisor,
+        ground.platform,
+        Config {
+            processors: 3,
+            ..Config::default()
+        },
+    )
+    .unwrap();
+    {
+        let _there = ground.platform.on_processor(2);
+        bus.processor_online(ProcessorIndex(2)).unwrap();
+    }
+    // That processor never looks.
+    ground.host.set_message_processor(Some(2));
+    let result = bus.disconnect(Deadline::seconds(10));
+    assert_eq!(
+        result,
+        Err(Error::ProcessorInUse(ProcessorIndex(2))),
+        "its controller is on until it works"
+    );
+    ground.platform.run_deferred(|processor| {
+        bus.process(processor);
+    });
+    assert!(bus.end_of_interrupt(ProcessorIndex(2)).is_none());
+    drop(bus);
+    assert_eq!(ground.platform.live_pages(), 1, "only the hypercall page");
+    ground.check();
+}
+
+#[test]
+fn c8_before_3_0_nothing_is_unloaded_but_everything_is_closed() {
+    let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(0x2_0004));
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    bus.disconnect(SECOND).unwrap();
+    assert_eq!(
+        (ground.posts_of(16), ground.posts_of(7), ground.posts_of(11)),
+        (0, 1, 1)
+    );
+    assert_eq!(ground.host.gpadl_count(), 0);
+    // The memory is ours: the host has said so.
+    opened.close(SECOND).unwrap();
+    assert_eq!(bus.counters().parked_blocks, 0);
+    ground.check();
+}
+
+#[test]
+fn m4_the_end_of_the_connection_ends_waits() {
+    let (ground, channel) = Ground::with_channel();
+    ground.platform.use_real_time();
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    ground.host.set_reply(5, Reply::Silent);
+    let result = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            bus.open(
+                channel,
+                &OpenParameters::default(),
+                Recorder::default(),
+                Deadline::Never,
+            )
+            .err()
+        });
+        while ground.posts_of(5) == 0 {
+            std::thread::yield_now();
+        }
+        bus.disconnect(Deadline::seconds(30)).unwrap();
+        opening.join().unwrap()
+    });
+    assert_eq!(result, Some(Error::Disconnected));
+    ground.platform.assert_no_faults();
+}
+
+#[test]
+fn c9_an_emergency_ends_the_connection_with_every_lock_held() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    let allocations = ground.platform.allocations();
+    ground.host.expect_crash();
+    let outgoing = opened.outgoing();
+    let incoming = opened.incoming();
+    let answered = bus.0.with_all_locks_for_test(|| bus.emergency_unload());
+    assert!(answered);
+    drop((outgoing, incoming));
+    assert_eq!(ground.platform.allocations(), allocations);
+    assert_eq!(ground.host.version(), None);
+    assert!(!bus.emergency_unload(), "once");
+    ground.host.assert_no_violations();
+}
+
+#[test]
+fn c9_an_emergency_looks_at_every_processors_slot() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 3));
+    let bus = ground.connect_with(Config {
+        processors: 3,
+        ..Config::default()
+    });
+    {
+        let _there = ground.platform.on_processor(2);
+        bus.processor_online(ProcessorIndex(2)).unwrap();
+    }
+    ground.host.expect_crash();
+    ground.host.set_message_processor(Some(2));
+    assert!(bus.emergency_unload());
+    ground.host.assert_no_violations();
+}
+
+#[test]
+fn c9_messages_in_the_way_do_not_hide_the_answer_from_an_emergency() {
+    let ground = Ground::hyper_v();
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    ground.host.expect_crash();
+    for kind in 90..99 {
+        ground.host.send_raw(&[kind, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    assert!(bus.emergency_unload());
+    ground.host.assert_no_violations();
+}
+
+#[test]
+fn c9_an_emergency_with_a_silent_or_busy_host_ends() {
+    for is_busy in [false, true] {
+        let ground = Ground::new(model::Config::new(Personality::HyperV).pace(Pace::AtOnce));
+        // The clock of the test hardly moves while nobody waits.
+        let bus = ground.connect_with(Config {
+            emergency_timeout: Duration::from_millis(1),
+            ..Config::default()
+        });
+        ground.host.expect_crash();
+        if is_busy {
+            ground.host.fail_posts(0x13, u32::MAX);
+        } else {
+            ground.host.set_reply(16, Reply::Silent);
+        }
+        let start = ground.hypervisor.now();
+        assert!(!bus.emergency_unload());
+        let waited = ground.hypervisor.elapsed_since(start);
+        assert!(
+            waited >= Duration::from_millis(1) && waited < Duration::from_millis(2),
+            "{waited:?}"
+        );
+    }
+}
+
+#[test]
+fn c9_an_emergency_before_3_0_or_after_the_end_does_nothing() {
+    let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(0x2_0004));
+    let bus = ground.connect();
+    assert!(!bus.emergency_unload());
+    assert_eq!(ground.posts_of(16), 0);
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    bus.disconnect(SECOND).unwrap();
+    assert!(!bus.emergency_unload());
+    assert_eq!(ground.posts_of(16), 1);
+    ground.check();
+}

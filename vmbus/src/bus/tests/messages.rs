@@ -73,7 +73,10 @@ fn m2_unknown_and_short_messages_are_counted_and_their_slot_is_freed() {
     }
     ground.settle(&bus);
     let counters = bus.counters();
-    assert!(counters.short_messages > 100 && counters.unknown_messages > 100, "{counters:?}");
+    assert!(
+        counters.short_messages > 100 && counters.unknown_messages > 100,
+        "{counters:?}"
+    );
     assert_eq!(ground.host.waiting_messages(0), 0, "every slot was freed");
     // The bus still works.
     let (opened, _) = open(&bus, channel);
@@ -120,7 +123,9 @@ fn m1_a_slot_that_changes_after_it_was_read_does_not_matter() {
     let slot = ground.host.slot_address(0, 2).unwrap();
     ground.host.offer(model::Offer::new(CLASS, OTHER_INSTANCE));
     // A second message waits, so that the guest writes that register.
-    ground.host.offer(model::Offer::new(CLASS, "1eccfd72-4b41-45ef-b73a-4a6e44c12926"));
+    ground
+        .host
+        .offer(model::Offer::new(CLASS, "1eccfd72-4b41-45ef-b73a-4a6e44c12926"));
     let step = ground.host.step_count();
     let platform = ground.platform;
     ground.host.at_step(step, model::When::Before, move |_, _| {

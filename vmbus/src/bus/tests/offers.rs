@@ -36,7 +36,10 @@ fn an_offer_is_shown_with_everything_that_the_host_said() {
     let bus = ground.connect();
     let shown = bus.offer(ChannelId(channel)).unwrap();
     assert_eq!(shown.class, crate::protocol::class::DYNAMIC_MEMORY);
-    assert_eq!((shown.mmio_megabytes, shown.monitor, shown.connection.0), (8, Some(7), 0x1_2345));
+    assert_eq!(
+        (shown.mmio_megabytes, shown.monitor, shown.connection.0),
+        (8, Some(7), 0x1_2345)
+    );
     assert_eq!((shown.flags.bits(), shown.user_defined), (0x2010, [0x5a; 120]));
     assert_eq!((shown.origin, shown.subchannel_index), (Origin::Host, 0));
     assert_eq!(
@@ -104,7 +107,11 @@ fn c1_the_id_of_a_withdrawn_offer_is_released_once() {
     ground.settle(&bus);
     assert_eq!(ground.posts_of(13), 1);
     assert_eq!(bus.counters().released_ids, 1);
-    assert_eq!(bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND).err(), Some(Error::NoSuchChannel(channel)));
+    assert_eq!(
+        bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND)
+            .err(),
+        Some(Error::NoSuchChannel(channel))
+    );
     ground.finish(bus);
 }
 
@@ -142,7 +149,8 @@ fn c4_a_device_offered_anew_while_in_use_is_held_back_until_the_old_channel_is_c
         assert_eq!(recorder.count(&Told::Rescinded), 1);
         assert!(bus.next_offer(&mut cursor).is_none(), "held back");
         assert_eq!(
-            bus.open(new, &OpenParameters::default(), Recorder::default(), SECOND).err(),
+            bus.open(new, &OpenParameters::default(), Recorder::default(), SECOND)
+                .err(),
             Some(Error::NoSuchChannel(new))
         );
         old.close(SECOND).unwrap();
@@ -198,7 +206,10 @@ fn m9_a_second_offer_of_an_id_is_refused_and_changes_nothing() {
     ground.host.send_raw(&offer_message(channel.0, 9));
     ground.settle(&bus);
     let after = bus.offer(channel).unwrap();
-    assert_eq!((after.class, after.instance, after.sequence), (before.class, before.instance, before.sequence));
+    assert_eq!(
+        (after.class, after.instance, after.sequence),
+        (before.class, before.instance, before.sequence)
+    );
     assert_eq!((bus.offers().count(), bus.counters().refused_offers), (1, 1));
     ground.finish(bus);
 }
@@ -245,7 +256,8 @@ fn m11_a_flood_of_offers_and_withdrawals_takes_no_memory() {
     // More than the table holds.
     for round in 0..rounds {
         let id = 1 + round % 2047;
-        bus.0.accept_for_test(&offer_message(id, (round % 251) as u8));
+        bus.0
+            .accept_for_test(&offer_message(id, u8::try_from(round % 251).unwrap()));
         if round % 2 == 1 {
             bus.0.accept_for_test(&rescind_message(id));
         }
@@ -264,11 +276,11 @@ fn m11_a_flood_of_offers_and_withdrawals_takes_no_memory() {
 fn m11_a_million_offers_and_withdrawals_leave_the_table_empty() {
     let rounds = if cfg!(miri) { 20 } else { 1_000_000_u32 };
     let platform = FakePlatform::new();
-    let table = super::super::table::Table::new(platform, 4, 2048).unwrap();
+    let table = table::Table::new(platform, 4, 2048).unwrap();
     let message = crate::protocol::offer::OfferChannel::new(Guid::ZERO, Guid::ZERO, ChannelId(7), ConnectionId(1));
     for _ in 0..rounds {
         let (admission, offer) = table.admit(Offer::new(Origin::Host, &message));
-        assert_eq!(admission, super::super::table::Admission::Shown);
+        assert_eq!(admission, table::Admission::Shown);
         table.withdraw(offer.channel);
         let (place, _) = table.next_release().unwrap();
         assert!(table.next_release().is_none());
@@ -298,7 +310,7 @@ fn subchannels_are_found_by_their_primary() {
 #[test]
 fn offers_before_they_were_asked_for_are_ignored() {
     let ground = Ground::hyper_v();
-    let reply = crate::testing::model::Reply::After(offer_message(3, 1));
+    let reply = model::Reply::After(offer_message(3, 1));
     ground.host.set_reply(14, reply);
     let bus = ground.connect();
     assert_eq!((bus.offers().count(), bus.counters().refused_offers), (0, 1));

@@ -153,7 +153,6 @@ fn a_future_gets_its_completion_and_its_memory() {
     assert_eq!(pair.client.counters().outgoing_outstanding, 0);
     assert!(poll(request.as_mut()).is_pending(), "and nothing happens any more");
     drop(request);
-    drop(request);
     pair.close();
 }
 
@@ -175,7 +174,6 @@ fn a_completion_wakes_the_future() {
     pair.host.process();
     assert!(flag.0.load(std::sync::atomic::Ordering::SeqCst));
     assert!(poll(request.as_mut()).is_ready());
-    drop(request);
     drop(request);
     pair.close();
 }
@@ -403,5 +401,24 @@ fn signals_are_sent_once_a_batch() {
     }
     assert_eq!(pair.client.counters().signals_sent, 10);
     assert_eq!(pair.server.counters().signals_received, 10);
+    pair.close();
+}
+
+#[test]
+fn a_peer_that_never_stops_sending_does_not_keep_a_processor_busy() {
+    let pair = Pair::new(|channel, _| {
+        // As if the peer filled the ring whenever there is room.
+        if let Some(client) = channel.context().peer.lock().unwrap().as_ref() {
+            client.send(b"more").unwrap();
+        }
+    });
+    *pair.server.context().peer.lock().unwrap() = Some(pair.client.uncounted());
+    pair.client.send(b"first").unwrap();
+    pair.server.process();
+    let processed = pair.server.counters().packets_processed;
+    assert!((500..2000).contains(&processed), "a batch has an end: {processed}");
+    *pair.server.context().peer.lock().unwrap() = None;
+    pair.host.process();
+    assert_eq!(pair.server.counters().packets_processed, processed + 1);
     pair.close();
 }

@@ -351,19 +351,20 @@ fn m1_a_message_agrees_with_itself_whatever_the_host_does_meanwhile() {
             }
         });
         let _ends_host = EndsHost(&is_done);
-        let mut taken = 0;
-        for _ in 0..if cfg!(miri) { 20 } else { 20_000 } {
+        let mut wanted = if cfg!(miri) { 5 } else { 1000 };
+        // On a busy machine the host's thread may not have begun: the messages count, not the looks.
+        while wanted > 0 {
             let Some(message) = synic.take_message(2) else {
+                thread::yield_now();
                 continue;
             };
-            taken += 1;
+            wanted -= 1;
             assert_ne!(message.message_type(), MessageType::NONE);
             let first = Vec::from(message.payload());
             assert_eq!(first.len(), message.claimed_payload_len().min(240));
             thread::yield_now();
             assert_eq!(first, message.payload());
         }
-        assert!(taken > 0 || cfg!(miri));
     });
 }
 

@@ -116,6 +116,10 @@ fn packets_longer_than_a_descriptor_can_tell_are_refused() {
             "{refused:?}"
         );
     }
+    if cfg!(miri) {
+        // Half a megabyte takes minutes there.
+        return;
+    }
     producer.reserve(ID, 0, 0xffff * 8 - 16).unwrap().finish();
     assert_eq!(peer.bytes(0, 8), [6, 0, 2, 0, 0xff, 0xff, 0, 0]);
 }

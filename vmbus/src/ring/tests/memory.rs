@@ -10,12 +10,14 @@ use crate::ring::{InvalidRing, RingMemory, SharedRing};
 
 /// Lengths around all thresholds.
 fn lengths() -> Vec<usize> {
-    let near = [64, 128, 256, 512, 1024, 2048, 3072, 4096]
+    if cfg!(miri) {
+        // Miri knows only words, and is slow.
+        return vec![0, 1, 7, 8, 9, 16, 61, 72, 250];
+    }
+    let near = [256, 512, 1024, 2048, 3072, 4096]
         .into_iter()
         .flat_map(|n| n - 9..=(n + 9).min(4096));
-    (0..if cfg!(miri) { 20 } else { 200 })
-        .chain(near.step_by(if cfg!(miri) { 17 } else { 1 }))
-        .collect()
+    (0..200).chain(near).collect()
 }
 
 #[test]

@@ -405,10 +405,19 @@ impl<P: MemoryPool> Engine<P> {
 
     /// Sends the status report if it is due. One that does not fit is left out: the next will be fresher.
     fn report(&mut self, now: Instant, outbox: &mut dyn Outbox) -> Result<(), SendError> {
-        if self.status_due.is_none_or(|due| now < due) {
+        let Some(due) = self.status_due.filter(|due| now >= *due) else {
             return Ok(());
-        }
-        self.status_due = Some(now.saturating_add(self.config.status_period));
+        };
+        // Half a period after the first one, and then each period. QEMU's timer for the end of its 50 s of waiting goes off whole
+        // seconds after the handshake, and looks at the ring outside of the bracket that its own code asserts: a report that lies
+        // there at that moment ends QEMU (hw/hyperv/hv-balloon.c up to version 10.0).
+        let is_first = due == Instant::default();
+        let period = if is_first {
+            self.config.status_period / 2
+        } else {
+            self.config.status_period
+        };
+        self.status_due = Some(now.saturating_add(period));
         let status = self.status();
         match self.send(outbox, Message::StatusReport(status)) {
             Ok(()) => {

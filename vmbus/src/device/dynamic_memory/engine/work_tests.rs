@@ -286,7 +286,7 @@ fn a_full_ring_delays_and_loses_nothing() {
     assert_eq!(settle(&mut engine, at(0), &mut sent), Progress::Idle);
     let counters = engine.counters();
     assert_eq!((counters.status_reports, counters.status_reports_left_out), (0, 1));
-    assert_eq!(engine.next_wakeup(), Some(at(1000)));
+    assert_eq!(engine.next_wakeup(), Some(at(500)));
     let kinds: Vec<u8> = sent.messages.drain(..).map(|message| message[0]).collect();
     assert_eq!(kinds, [1, 3]);
 

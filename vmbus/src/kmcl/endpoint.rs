@@ -1,19 +1,20 @@
 //! What all handles of a channel share: [`Core`].
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use super::counters::{LiveCounters, add};
 use super::external::Lent;
 use super::gate::{Gate, Inside};
-use super::outgoing::{IfFull, Outgoing, push_reserved};
+use super::outgoing::{GoneOut, IfFull, Outgoing, push_reserved};
 use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::{Incoming, IncomingBody, Ready, Slot};
 use super::settings::{Callbacks, Settings, gone_from};
 use super::transport::{OfferFacts, Provider};
 use super::{Context, Error, Gone, SendFlags, Side};
-use crate::fallible::{OutOfMemory, Shared};
-use crate::memory::Mdl;
+use crate::fallible::{Shared, try_vec_with_capacity};
+use crate::memory::{DmaBuffer, Mdl};
 use crate::platform::Wait;
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
@@ -78,6 +79,8 @@ pub(crate) struct Core<C: Context> {
     /// A server pauses at its next opening.
     pub(crate) paused_at_open: AtomicBool,
     pub(crate) reserved_bytes: usize,
+    /// Buffers to lend; one that nobody else owns is free.
+    pub(crate) bounce: Lock<Vec<DmaBuffer>>,
 }
 
 impl<C: Context> Core<C> {
@@ -87,7 +90,7 @@ impl<C: Context> Core<C> {
         settings: Settings,
         callbacks: Callbacks<C>,
         context: Shared<C>,
-    ) -> Result<Shared<Self>, OutOfMemory> {
+    ) -> Result<Shared<Self>, Error> {
         let mut outgoing = Outgoing::new(settings.maximum_packet_count, settings.quota)?;
         for _ in 0..settings.maximum_packet_count {
             push_reserved(&mut outgoing.pool, Body::new(&settings, true)?);
@@ -95,7 +98,11 @@ impl<C: Context> Core<C> {
         let reserved_bytes = settings.maximum_packet_count as usize * Body::<C>::size(&settings)
             + settings.quota as usize * IncomingBody::size(&settings);
         let platform = provider.platform();
-        Shared::try_new(Self {
+        let mut bounce = try_vec_with_capacity(settings.bounce_buffers)?;
+        for _ in 0..settings.bounce_buffers {
+            push_reserved(&mut bounce, DmaBuffer::allocate(platform, settings.bounce_buffer_size)?);
+        }
+        Ok(Shared::try_new(Self {
             side,
             provider,
             platform,
@@ -114,7 +121,8 @@ impl<C: Context> Core<C> {
             ending: AtomicU8::new(0),
             paused_at_open: AtomicBool::new(settings.paused),
             reserved_bytes,
-        })
+            bounce: Lock::new(bounce),
+        })?)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -248,6 +256,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Returns the memory that the packet in flight with this id lends.
+    #[cfg(feature = "host")]
     pub(crate) fn lent(&self, transaction_id: u64) -> Option<Mdl> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(super::slab::RequestId(transaction_id))?;
@@ -295,8 +304,7 @@ impl<C: Context> Core<C> {
                 self.free_packet(body);
             } else {
                 // The routine is a callback: it is called where callbacks are.
-                let lost = push_reserved(&mut outgoing.placed, body);
-                debug_assert!(lost.is_none(), "reserved for all packets");
+                outgoing.hand_back(body, &self.counters);
                 if let Some(transport) = &outgoing.transport {
                     transport.schedule();
                 }
@@ -338,21 +346,16 @@ impl<C: Context> Core<C> {
     /// and slots to the receiving side.
     pub(crate) fn collect_placed(&self) {
         loop {
-            let mut outgoing = self.outgoing.lock(self.platform);
-            if let Some(slot) = outgoing.returned.pop() {
-                drop(outgoing);
-                self.slot_is_free(slot);
-            } else if let Some(body) = outgoing.placed.pop() {
-                drop(outgoing);
-                if body.routine.is_some() {
+            let next = self.outgoing.lock(self.platform).take_placed(&self.counters);
+            match next {
+                Some(GoneOut::Slot(slot)) => self.slot_is_free(slot),
+                Some(GoneOut::Packet(body)) if body.routine.is_some() => {
                     self.incoming
                         .lock(self.platform)
                         .make_ready(Ready::Completed(body, Ok(0)));
-                } else {
-                    self.free_packet(body);
                 }
-            } else {
-                return;
+                Some(GoneOut::Packet(body)) => self.free_packet(body),
+                None => return,
             }
         }
     }
@@ -371,9 +374,14 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Has `process` run soon.
+    /// Has `process` run soon, by whoever processes now or by the next one.
     pub(crate) fn schedule(&self) {
         self.gate_note();
+        self.reschedule();
+    }
+
+    /// Has `process` run again, after whoever processes now.
+    pub(crate) fn reschedule(&self) {
         if let Some(transport) = &self.outgoing.lock(self.platform).transport {
             transport.schedule();
         }

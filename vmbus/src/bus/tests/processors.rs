@@ -1,0 +1,205 @@
+//! Several processors: callbacks that run elsewhere, and channels that move.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::*;
+use crate::testing::model::Reply;
+
+/// A callback that stays until it is let go.
+struct Stays {
+    is_in: Arc<AtomicBool>,
+    may_go: Arc<AtomicBool>,
+}
+
+impl ChannelSink for Stays {
+    fn signalled(&self, _: &ChannelCore) {
+        self.is_in.store(true, Ordering::SeqCst);
+        while !self.may_go.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        self.is_in.store(false, Ordering::SeqCst);
+    }
+
+    fn rescinded(&self, _: &ChannelCore) {}
+}
+
+#[test]
+fn c2_closing_waits_for_the_callback_that_runs_on_another_processor() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    ground.platform.use_real_time();
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = Bus::connect(
+        ground.hypervisor,
+        ground.platform,
+        Config {
+            processors: 2,
+            ..Config::default()
+        },
+    )
+    .unwrap();
+    let (is_in, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    let sink = Stays {
+        is_in: is_in.clone(),
+        may_go: may_go.clone(),
+    };
+    let parameters = OpenParameters {
+        target: ProcessorIndex(1),
+        ..OpenParameters::default()
+    };
+    let opened = bus.open(channel, &parameters, sink, SECOND).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _there = ground.platform.on_processor(1);
+            while !is_over.load(Ordering::SeqCst) {
+                bus.process(ProcessorIndex(1));
+                std::thread::yield_now();
+            }
+        });
+        opened.schedule();
+        while !is_in.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let go = may_go.clone();
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            go.store(true, Ordering::SeqCst);
+        });
+        opened.close(Deadline::seconds(30)).unwrap();
+        assert!(!is_in.load(Ordering::SeqCst), "the callback has ended");
+        is_over.store(true, Ordering::SeqCst);
+    });
+    ground.check();
+}
+
+#[test]
+fn c2_a_callback_that_stays_keeps_the_id_until_it_ends() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    ground.platform.use_real_time();
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = Bus::connect(
+        ground.hypervisor,
+        ground.platform,
+        Config {
+            processors: 2,
+            ..Config::default()
+        },
+    )
+    .unwrap();
+    let (is_in, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    let sink = Stays {
+        is_in: is_in.clone(),
+        may_go: may_go.clone(),
+    };
+    let parameters = OpenParameters {
+        target: ProcessorIndex(1),
+        ..OpenParameters::default()
+    };
+    let opened = bus.open(channel, &parameters, sink, SECOND).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _there = ground.platform.on_processor(1);
+            bus.process(ProcessorIndex(1));
+            while !may_go.load(Ordering::SeqCst) {
+                bus.process(ProcessorIndex(1));
+                std::thread::yield_now();
+            }
+        });
+        opened.schedule();
+        while !is_in.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        ground.host.rescind(channel.0);
+        assert_eq!(opened.close(Deadline::millis(10)), Err(Error::TimedOut));
+        bus.poll();
+        assert_eq!(ground.posts_of(13), 0, "a callback can still run");
+        may_go.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(ground.posts_of(13), 1);
+    ground.check();
+}
+
+#[test]
+fn c6_moving_a_channel_waits_for_the_answer_where_there_is_one() {
+    for (version, expected) in [
+        (Version::V6_0, Ok(Retargeted::Confirmed)),
+        (Version::V5_3, Ok(Retargeted::Confirmed)),
+        (Version::V5_2, Ok(Retargeted::Unconfirmed)),
+        (Version::V4_1, Ok(Retargeted::Unconfirmed)),
+        (Version::V4_0, Err(Error::NotSupported { version: Version::V4_0 })),
+    ] {
+        let config = model::Config::with_processors(Personality::HyperV, 3).max_version(version.to_wire());
+        let ground = Ground::new(config);
+        let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+        let bus = ground.connect_with(Config {
+            processors: 3,
+            ..Config::default()
+        });
+        {
+            let _there = ground.platform.on_processor(1);
+            bus.processor_online(ProcessorIndex(1)).unwrap();
+        }
+        let (opened, recorder) = open(&bus, channel);
+        ground.settle(&bus);
+        let before = recorder.count(&Told::Signalled);
+        assert_eq!(
+            opened.retarget(ProcessorIndex(2), SECOND),
+            Err(Error::NoSuchProcessor(ProcessorIndex(2)))
+        );
+        assert_eq!(opened.retarget(ProcessorIndex(1), SECOND), expected);
+        if expected.is_ok() {
+            assert_eq!(
+                (opened.target(), ground.host.channel(channel.0).target_vp()),
+                (ProcessorIndex(1), Some(2))
+            );
+            // A flag that the earlier processor gets is honoured there.
+            ground.host.set_event_flag(0, 2, u16::try_from(channel.0).unwrap());
+            bus.process(ProcessorIndex(0));
+            assert!(recorder.count(&Told::Signalled) > before);
+            // C11: a processor with a channel does not go.
+            let _there = ground.platform.on_processor(1);
+            assert_eq!(
+                bus.processor_offline(ProcessorIndex(1)),
+                Err(Error::ProcessorInUse(ProcessorIndex(1)))
+            );
+        }
+        opened.close(SECOND).unwrap();
+        {
+            let _there = ground.platform.on_processor(1);
+            bus.processor_offline(ProcessorIndex(1)).unwrap();
+        }
+        assert_eq!(
+            bus.processor_offline(ProcessorIndex(0)),
+            Err(Error::ProcessorInUse(ProcessorIndex(0)))
+        );
+        ground.finish(bus);
+    }
+}
+
+#[test]
+fn c6_a_silent_host_keeps_the_earlier_target() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = ground.connect_with(Config {
+        processors: 2,
+        ..Config::default()
+    });
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    let (opened, _) = open(&bus, channel);
+    ground.host.set_next_replies(22, Reply::Silent, 1);
+    assert_eq!(opened.retarget(ProcessorIndex(1), SECOND), Err(Error::TimedOut));
+    assert_eq!(opened.target(), ProcessorIndex(0));
+    opened.close(SECOND).unwrap();
+}
