@@ -243,7 +243,8 @@ mod tests {
 
     #[test]
     fn boot_is_the_default() {
-        let line = "x --host nested --direct --once --cpus 2 --memory 64,maxmem=33G --timeout 5 --report r.json -- --net x";
+        let line =
+            "x --host nested --direct --once --cpus 2 --memory 64,maxmem=33G --timeout 5 --report r.json -- --net x";
         let cli = parse(line);
         assert!(cli.command.is_none());
         let boot = cli.boot.boot();

@@ -85,7 +85,11 @@ mod tests {
         drop(first);
         let third = LogFile::take(folder.path(), false).unwrap();
         assert_eq!(third.path(), usual);
-        assert_eq!(std::fs::read(usual).unwrap(), b"", "the log of the last run is overwritten");
+        assert_eq!(
+            std::fs::read(usual).unwrap(),
+            b"",
+            "the log of the last run is overwritten"
+        );
         assert_ne!(LogFile::take(folder.path(), true).unwrap().path(), third.path());
     }
 }

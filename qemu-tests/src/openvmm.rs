@@ -207,7 +207,11 @@ pub fn run(
     let mut text = Vec::new();
     splitter.finish(&mut text);
     show(&text)?;
-    writeln!(log, "\n## ended: status {:?}, {:?}, verdict {:?}", outcome.status, outcome.killed, outcome.verdict)?;
+    writeln!(
+        log,
+        "\n## ended: status {:?}, {:?}, verdict {:?}",
+        outcome.status, outcome.killed, outcome.verdict
+    )?;
     Ok(outcome)
 }
 
@@ -246,7 +250,9 @@ mod tests {
         };
         let (queue, events) = std::sync::mpsc::channel();
         for event in typed {
-            let Event::Typed(bytes) = event else { panic!("only keys") };
+            let Event::Typed(bytes) = event else {
+                panic!("only keys")
+            };
             queue.send(Event::Typed(bytes.clone())).unwrap();
         }
         let mut shown = Vec::new();
@@ -296,7 +302,10 @@ mod tests {
         assert!(program[0].starts_with("/files/openvmm-lib/ld-linux"), "{program:?}");
         assert_eq!(program[1..], ["--library-path", "/files/openvmm-lib", "/files/openvmm"]);
         assert_eq!(files[0], ("openvmm".to_owned(), me));
-        assert!(files.iter().any(|(name, _)| name == "openvmm-lib/libc.so.6"), "{files:?}");
+        assert!(
+            files.iter().any(|(name, _)| name == "openvmm-lib/libc.so.6"),
+            "{files:?}"
+        );
     }
 
     #[test]

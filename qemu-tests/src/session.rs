@@ -85,7 +85,10 @@ fn by_uefi(options: &cli::Boot, image: &Path) -> Result<bool> {
     }
     let file = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
     if let Err(why) = KernelImage::parse(&file) {
-        say(&format!("{} is booted directly: for our UEFI loader {why}", image.display()));
+        say(&format!(
+            "{} is booted directly: for our UEFI loader {why}",
+            image.display()
+        ));
         return Ok(false);
     }
     Ok(true)
@@ -197,9 +200,14 @@ fn openvmm_here(options: &cli::Boot, image: &Path, program: &[String]) -> Result
         }
     }
     let mut console = Console::default();
-    let outcome = openvmm::run(&machine, queue, &events, limit(options), &mut log.file()?, &mut |text| {
-        console.show(text)
-    })?;
+    let outcome = openvmm::run(
+        &machine,
+        queue,
+        &events,
+        limit(options),
+        &mut log.file()?,
+        &mut |text| console.show(text),
+    )?;
     drop(terminal);
     finish(options, &outcome, &log)
 }
