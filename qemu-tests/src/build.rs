@@ -46,7 +46,7 @@ fn stripped(package: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// As [`kernel`].
+/// As [`kernel()`].
 pub fn loader() -> Result<PathBuf> {
     build("boot", "loader", UEFI_TARGET)
 }
@@ -55,7 +55,7 @@ pub fn loader() -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// As [`kernel`].
+/// As [`kernel()`].
 pub fn build(package: &str, binary: &str, target: &str) -> Result<PathBuf> {
     add_target(target)?;
     let step = Step::start(&format!("building {binary} for {target}"));
