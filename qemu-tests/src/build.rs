@@ -22,7 +22,20 @@ pub const UEFI_TARGET: &str = "x86_64-unknown-uefi";
 ///
 /// The compiler's messages have been shown; the error says which step failed.
 pub fn kernel() -> Result<PathBuf> {
-    let image = build("kernel", "kernel", TARGET)?;
+    stripped("kernel")
+}
+
+/// Builds the package `tiny-kernel`, the example of `vmbus`, for the guest and returns the stripped image.
+///
+/// # Errors
+///
+/// As [`kernel`].
+pub fn tiny_kernel() -> Result<PathBuf> {
+    stripped("tiny-kernel")
+}
+
+fn stripped(package: &str) -> Result<PathBuf> {
+    let image = build(package, package, TARGET)?;
     let stripped = image.with_extension("stripped");
     let bytes = strip(&std::fs::read(&image)?).with_context(|| format!("cannot strip {}", image.display()))?;
     std::fs::write(&stripped, bytes)?;

@@ -20,7 +20,7 @@ use crate::process::{Child, command};
 use crate::progress::Step;
 use crate::qemu::Accelerator;
 use crate::scenarios::gen2::PICTURE;
-use crate::scenarios::{Scenario, Verdict};
+use crate::scenarios::{Image, Scenario, Verdict};
 use crate::{build, session, tools, uefi};
 
 /// The file in which the process of a scenario leaves its [`Verdict`].
@@ -37,6 +37,7 @@ pub struct Harness {
     runner: PathBuf,
     logs: PathBuf,
     kernel: Mutex<Option<Result<PathBuf, String>>>,
+    tiny_kernel: Mutex<Option<Result<PathBuf, String>>>,
     uefi: Mutex<Option<Result<uefi::Parts, String>>>,
     ground: Mutex<Option<Result<Ground, String>>>,
     groups: Mutex<BTreeMap<&'static str, Receiver<(String, Verdict)>>>,
@@ -59,6 +60,7 @@ impl Harness {
             runner,
             logs,
             kernel: Mutex::default(),
+            tiny_kernel: Mutex::default(),
             uefi: Mutex::default(),
             ground: Mutex::default(),
             groups: Mutex::default(),
@@ -104,12 +106,17 @@ impl Harness {
         self.logs.join(format!("{name}.log"))
     }
 
+    /// The kernel that is in `image`, built now unless it was before.
+    fn kernel(&self, image: Image) -> Result<Option<PathBuf>> {
+        match image {
+            Image::TinyKernel => once(&self.tiny_kernel, build::tiny_kernel).map(Some),
+            _ if image.needs_kernel() => once(&self.kernel, build::kernel).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn attempt(&self, scenario: &Scenario) -> Result<Verdict> {
-        let kernel = if scenario.image.needs_kernel() {
-            Some(once(&self.kernel, build::kernel)?)
-        } else {
-            None
-        };
+        let kernel = self.kernel(scenario.image)?;
         let uefi = if scenario.image.needs_uefi() {
             Some(once(&self.uefi, uefi::Parts::prepare)?)
         } else {
@@ -171,14 +178,15 @@ impl Harness {
     fn start_group(&self, group: &'static str, clock: Clock, ground: Ground) -> Receiver<(String, Verdict)> {
         let ours = |scenario: &&Scenario| scenario.clock == clock && scenario.accelerator == Accelerator::Hyperv;
         let mut scenarios: Vec<Scenario> = self.selected.iter().filter(ours).copied().collect();
-        let mut kernel = None;
-        if scenarios.iter().any(|scenario| scenario.image.needs_kernel()) {
-            kernel = once(&self.kernel, build::kernel).ok();
-        }
-        if kernel.is_none() {
-            // Those that need it have failed, or will, with the reason.
-            scenarios.retain(|scenario| !scenario.image.needs_kernel());
-        }
+        let mut kernels = BTreeMap::new();
+        // Those whose kernel cannot be built have failed, or will, with the reason.
+        scenarios.retain(|scenario| match self.kernel(scenario.image) {
+            Ok(kernel) => {
+                kernels.extend(kernel.map(|path| (scenario.image.kernel_name(), path)));
+                true
+            }
+            Err(_) => false,
+        });
         let mut uefi = None;
         if scenarios.iter().any(|scenario| scenario.image.needs_uefi()) {
             uefi = once(&self.uefi, uefi::Parts::prepare).ok();
@@ -193,7 +201,7 @@ impl Harness {
             ground,
             runner: self.runner.clone(),
             logs: self.logs.clone(),
-            kernel,
+            kernels,
             uefi,
         };
         // This thread starts QEMU, which dies with it, and lives until the last result.
@@ -216,7 +224,8 @@ struct Group {
     ground: Ground,
     runner: PathBuf,
     logs: PathBuf,
-    kernel: Option<PathBuf>,
+    /// By their names inside.
+    kernels: BTreeMap<&'static str, PathBuf>,
     uefi: Option<uefi::Parts>,
 }
 
@@ -257,7 +266,7 @@ impl Group {
     /// Runs scenarios in one middle Linux and counts those that are done.
     fn some(&self, scenarios: &[Scenario], done: &mut usize, results: &Sender<(String, Verdict)>) -> Result<()> {
         let job = |scenario: &Scenario| {
-            let kernel = format!("{}/kernel", paths::FILES);
+            let kernel = format!("{}/{}", paths::FILES, scenario.image.kernel_name());
             let mut arguments = ["scenario", scenario.name, "--kernel", &kernel]
                 .map(str::to_owned)
                 .to_vec();
@@ -271,7 +280,8 @@ impl Group {
         };
         let jobs = scenarios.iter().map(job).collect();
         let mut files: Vec<(String, PathBuf)> = self.uefi.as_ref().map(uefi::Parts::files).unwrap_or_default();
-        files.extend(self.kernel.iter().map(|kernel| ("kernel".to_owned(), kernel.clone())));
+        let kernels = self.kernels.iter();
+        files.extend(kernels.map(|(&name, path)| (name.to_owned(), path.clone())));
         let console = self.logs.join(format!("middle-{}.log", self.name));
         let step = Step::start("starting the middle Linux, in which KVM has Hyper-V");
         let mut middle = Middle::start(&self.ground, self.clock, &self.runner, jobs, &files, &console)?;

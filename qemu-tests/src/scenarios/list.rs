@@ -1,7 +1,7 @@
 //! The list of scenarios.
 
 use super::gen2::{Complaint, Reboots, Says, Screen};
-use super::scripts::{Balloon, BootTime, Connect, HotAdd, Nothing};
+use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing};
 use super::{Expect, Image, KernelFile, Scenario, Script};
 use crate::image::Format;
 use crate::nested::Clock;
@@ -283,6 +283,14 @@ fn direct() -> Vec<Scenario> {
             name: "no_uart",
             cmdline: "selftest=connect",
             expect: Expect::SilentPass,
+            ..COMMON
+        },
+        Scenario {
+            name: "tiny_kernel",
+            image: Image::TinyKernel,
+            memory: "32",
+            // It has no report: the offer is on the console, and the verdict says that dynamic memory runs.
+            script: || Box::new(Says(DYNAMIC_MEMORY)),
             ..COMMON
         },
         Scenario {

@@ -33,6 +33,8 @@ pub enum Image {
     Kernel,
     /// Our kernel, by its Linux 64-bit entry.
     LinuxEntry,
+    /// The example of `vmbus`, by its PVH entry.
+    TinyKernel,
     /// A guest of a few bytes that needs nothing but the ground under it, by its PVH entry.
     Hello,
     /// The same, by the entry of the Linux 64-bit boot protocol.
@@ -66,6 +68,15 @@ impl Image {
     #[must_use]
     pub const fn needs_kernel(self) -> bool {
         matches!(self, Self::Kernel | Self::LinuxEntry | Self::Uefi { .. })
+    }
+
+    /// What the file of the kernel in it is called inside the nested host.
+    #[must_use]
+    pub const fn kernel_name(self) -> &'static str {
+        match self {
+            Self::TinyKernel => "tiny-kernel",
+            _ => "kernel",
+        }
     }
 
     /// Whether our loader and the firmware are in it.
@@ -219,7 +230,7 @@ impl Watcher for Guide {
 pub struct Tools {
     /// The QEMU that runs the guest.
     pub qemu: Qemu,
-    /// Our kernel's image.
+    /// The image of our kernel, or of the one that is in its place.
     pub kernel: PathBuf,
     /// For scenarios that boot by UEFI.
     pub uefi: Option<uefi::Parts>,
@@ -277,7 +288,7 @@ fn hello() -> Vec<u8> {
 fn start(scenario: &Scenario, tools: &Tools, cmdline: &str, folder: &Path) -> Result<Start> {
     let kernel = || std::fs::read(&tools.kernel).with_context(|| format!("cannot read {}", tools.kernel.display()));
     let content = match scenario.image {
-        Image::Kernel => {
+        Image::Kernel | Image::TinyKernel => {
             return Ok(Start::Direct {
                 kernel: tools.kernel.clone(),
                 cmdline: cmdline.to_owned(),

@@ -86,7 +86,7 @@ long_mode:
     options(att_syntax)
 );
 
-extern "C" fn main(start_info: usize) -> ! {
+extern "C" fn main(start_info: u64) -> ! {
     // SAFETY: the entry got the address in EBX, as PVH has it.
     crate::kernel::main(unsafe { Machine::from_start_info(start_info) })
 }
@@ -124,9 +124,9 @@ impl Machine {
     /// # Safety
     ///
     /// `address` is that of `hvm_start_info`, which stays as it is, with all that it names.
-    unsafe fn from_start_info(address: usize) -> Self {
+    unsafe fn from_start_info(address: u64) -> Self {
         // SAFETY: the caller's promise; the first 4 GiB are mapped.
-        let info = unsafe { with_exposed_provenance::<StartInfo>(address).read_unaligned() };
+        let info = unsafe { at::<StartInfo>(address).read_unaligned() };
         assert!(
             info.magic == 0x336e_c578 && info.version >= 1,
             "this is no PVH start information with a memory map"
@@ -140,27 +140,33 @@ impl Machine {
             return "";
         }
         // SAFETY: text that ends with a zero, in memory that stays, by the promise at the start.
-        let text = unsafe { CStr::from_ptr(with_exposed_provenance(self.0.command_line as usize)) };
+        let text = unsafe { CStr::from_ptr(at(self.0.command_line)) };
         text.to_str().unwrap_or("")
     }
 
     /// Returns the physical addresses of the memory, as start and end of each range.
     pub(crate) fn memory(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
         const RAM: u32 = 1;
-        let map = with_exposed_provenance::<MapEntry>(self.0.memory_map as usize);
+        let map = at::<MapEntry>(self.0.memory_map);
         (0..self.0.memory_map_entries as usize).filter_map(move |index| {
             // SAFETY: so many entries are there, by the promise at the start.
             let entry = unsafe { map.wrapping_add(index).read_unaligned() };
-            (entry.kind == RAM).then(|| (entry.start, entry.start + entry.length))
+            (entry.kind == RAM).then(|| (entry.start, entry.start.saturating_add(entry.length)))
         })
     }
 }
 
+/// A pointer to what lies at a physical address.
+#[expect(clippy::cast_possible_truncation, reason = "pointers have 64 bits here")]
+const fn at<T>(physical: u64) -> *const T {
+    with_exposed_provenance(physical as usize)
+}
+
 /// Returns the address behind the kernel's image.
-pub(crate) fn image_end() -> u64 {
+pub(crate) fn image_end() -> usize {
     unsafe extern "C" {
         static _end: u8;
     }
     // Only the address counts: the linker puts the symbol behind everything.
-    (&raw const _end).addr() as u64
+    (&raw const _end).addr()
 }

@@ -21,7 +21,7 @@ use crate::serial::{self, println};
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-const HEAP_BYTES: u64 = 8 << 20;
+const HEAP_BYTES: usize = 8 << 20;
 
 static PLATFORM: Tiny = Tiny;
 
@@ -37,7 +37,7 @@ enum End {
 pub(crate) fn main(machine: Machine) -> ! {
     serial::start();
     println!("tiny kernel");
-    let kernel_end = start_heap();
+    let kernel_end = start_heap(&machine);
     if machine
         .command_line()
         .split_whitespace()
@@ -94,13 +94,19 @@ fn become_guest(machine: &Machine, kernel_end: u64) -> Result<(), Box<dyn Error>
 }
 
 /// Gives the memory behind the image to the heap, and returns where that ends.
-fn start_heap() -> u64 {
-    let start = boot::image_end().next_multiple_of(PAGE_SIZE as u64);
-    let base = core::ptr::with_exposed_provenance_mut(start as usize);
-    // SAFETY: the image lies in memory that goes on behind it (QEMU would not have loaded it otherwise, and `become_guest` takes none of
-    // this for anything else), mapped writable.
-    unsafe { HEAP.lock().init(base, HEAP_BYTES as usize) };
-    start + HEAP_BYTES
+fn start_heap(machine: &Machine) -> u64 {
+    let start = boot::image_end().next_multiple_of(PAGE_SIZE);
+    let end = (start + HEAP_BYTES) as u64;
+    assert!(
+        machine
+            .memory()
+            .any(|(first, last)| first <= start as u64 && end <= last),
+        "there is too little memory behind the kernel"
+    );
+    let base = core::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: this is memory, mapped writable, behind the image; `become_guest` takes none of it for anything else.
+    unsafe { HEAP.lock().init(base, HEAP_BYTES) };
+    end
 }
 
 /// Set if the command line says that there is an `isa-debug-exit`: a port that may be something else must not be touched.

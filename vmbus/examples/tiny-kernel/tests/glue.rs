@@ -17,7 +17,8 @@ use vmbus::testing::model::dynamic_memory::{self, DynamicMemory, Phase};
 use vmbus::testing::model::{Config, Host, Personality};
 use vmbus::testing::{FakePlatform, check_platform};
 
-fn pages(first: u64, count: u64) -> PageRange {
+#[expect(clippy::unwrap_used, reason = "a test's own figures")]
+const fn pages(first: u64, count: u64) -> PageRange {
     PageRange::new(Pfn::new(first), count).unwrap()
 }
 
@@ -33,6 +34,7 @@ struct Machine {
 }
 
 impl Machine {
+    #[expect(clippy::unwrap_used, reason = "the model is a Hyper-V")]
     fn new(personality: Personality) -> Self {
         let platform = FakePlatform::new();
         let host = Host::new(platform, Config::new(personality));
