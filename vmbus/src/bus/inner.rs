@@ -435,11 +435,17 @@ impl BusInner {
     /// Makes a processor do its work soon.
     pub(super) fn mark(&self, index: ProcessorIndex) {
         if let Some(processor) = self.processor(index) {
-            // AcqRel: what there is to do is seen by who clears the mark.
-            if !processor.is_marked.swap(true, Ordering::AcqRel) {
+            // Release: what there is to do is seen by who clears the mark. SeqCst: see `process`.
+            if !processor.is_marked.swap(true, Ordering::SeqCst) {
                 self.platform.schedule_deferred(index);
             }
         }
+    }
+
+    /// As [`BusInner::mark`], and schedules in any case: the call that the mark stands for may have come and gone.
+    pub(super) fn mark_again(&self, index: ProcessorIndex, processor: &Processor) {
+        processor.is_marked.store(true, Ordering::SeqCst);
+        self.platform.schedule_deferred(index);
     }
 
     // ----- the server in this kernel

@@ -27,8 +27,9 @@ impl BusInner {
         let Some(processor) = self.processor(index) else {
             return progress;
         };
-        // Acquire: pairs with the release below; the work before has ended.
-        if processor.is_processing.swap(true, Ordering::AcqRel) {
+        // Acquire: pairs with the store below; the work before has ended. SeqCst: whoever returns here has been marked, and
+        // the one that is at work sees the mark when it has ended.
+        if processor.is_processing.swap(true, Ordering::SeqCst) {
             return progress;
         }
         // Before looking, so that what comes from here on marks again.
@@ -42,10 +43,15 @@ impl BusInner {
             self.free_due();
         }
         // Release: the next one sees what was done.
-        processor.is_processing.store(false, Ordering::Release);
-        if self.has_work(index) || processor.has_kicks.load(Ordering::Acquire) {
+        processor.is_processing.store(false, Ordering::SeqCst);
+        // A mark that was set meanwhile may have been scheduled for already, in vain: that call found this one at work and did
+        // nothing. Left standing, it would keep every later interrupt from scheduling.
+        if processor.is_marked.load(Ordering::SeqCst)
+            || processor.has_kicks.load(Ordering::Acquire)
+            || self.has_work(index)
+        {
             progress.is_more = true;
-            self.mark(index);
+            self.mark_again(index, processor);
         }
         progress
     }

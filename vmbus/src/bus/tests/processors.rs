@@ -203,3 +203,47 @@ fn c6_a_silent_host_keeps_the_earlier_target() {
     assert_eq!(opened.target(), ProcessorIndex(0));
     opened.close(SECOND).unwrap();
 }
+
+/// An interrupt comes while a callback runs, and the work that it asks for is done at once, by another worker of the same
+/// processor.
+struct Interrupted {
+    bus: Bus,
+    platform: &'static FakePlatform,
+    has_run: AtomicBool,
+}
+
+impl ChannelSink for Interrupted {
+    fn signalled(&self, _: &ChannelCore) {
+        if !self.has_run.swap(true, Ordering::SeqCst) {
+            self.platform.take_deferred();
+            self.bus.acknowledge_interrupt(ProcessorIndex(0));
+            assert_eq!(self.platform.take_deferred(), [ProcessorIndex(0)]);
+            let progress = self.bus.process(ProcessorIndex(0));
+            assert_eq!(progress, Progress::default(), "somebody is at work already");
+        }
+    }
+
+    fn rescinded(&self, _: &ChannelCore) {}
+}
+
+#[test]
+fn an_interrupt_whose_work_found_another_call_under_way_is_not_forgotten() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    let sink = Interrupted {
+        bus: bus.clone(),
+        platform: ground.platform,
+        has_run: AtomicBool::new(false),
+    };
+    let opened = bus.open(channel, &OpenParameters::default(), sink, SECOND).unwrap();
+    let progress = bus.process(ProcessorIndex(0));
+    assert!(progress.is_more, "the mark stands, so there may be more to do");
+    assert_eq!(ground.platform.take_deferred(), [ProcessorIndex(0)]);
+    bus.process(ProcessorIndex(0));
+    ground.platform.take_deferred();
+    // The next interrupt is as good as the first.
+    bus.acknowledge_interrupt(ProcessorIndex(0));
+    assert_eq!(ground.platform.take_deferred(), [ProcessorIndex(0)]);
+    opened.close(SECOND).unwrap();
+    ground.finish(bus);
+}
