@@ -319,10 +319,9 @@ impl BusInner {
     /// Returns true if something waits in the slot or in the flags of a processor.
     pub(super) fn has_work(&self, index: ProcessorIndex) -> bool {
         self.processor(index).is_some_and(|processor| {
-            let synic = processor.synic.read();
-            synic
-                .as_ref()
-                .is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
+            processor.with_synic(self.platform, |synic| {
+                synic.is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
+            })
         })
     }
 }

@@ -59,14 +59,15 @@ impl BusInner {
     /// Takes the event flags and calls the callbacks of the channels that they are for.
     fn take_signals(&self, index: ProcessorIndex) -> usize {
         let mut flags = [0_u64; FLAG_WORDS];
-        if let Some(processor) = self.processor(index)
-            && let Some(synic) = processor.synic.read().as_ref()
-        {
-            synic.take_event_flags(SINT, |flag| {
-                let word = usize::try_from(flag / 64).ok().and_then(|word| flags.get_mut(word));
-                if let Some(word) = word {
-                    *word |= 1 << (flag % 64);
-                }
+        if let Some(processor) = self.processor(index) {
+            processor.with_synic(self.platform, |synic| {
+                let Some(synic) = synic else { return };
+                synic.take_event_flags(SINT, |flag| {
+                    let word = usize::try_from(flag / 64).ok().and_then(|word| flags.get_mut(word));
+                    if let Some(word) = word {
+                        *word |= 1 << (flag % 64);
+                    }
+                });
             });
         }
         // No lock is held from here on.

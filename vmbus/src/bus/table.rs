@@ -134,6 +134,10 @@ impl Table {
         }
     }
 
+    fn next_sequence(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Takes an offer in.
     pub(super) fn admit(&self, mut offer: Offer) -> (Admission, Offer) {
         if self.place_word(offer.origin, offer.channel).is_none() {
@@ -155,7 +159,7 @@ impl Table {
         let Some((place, free)) = entries.iter_mut().enumerate().find(|(_, entry)| entry.is_none()) else {
             return (Admission::NoRoom, offer);
         };
-        offer.sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        offer.sequence = self.next_sequence();
         *free = Some(Entry {
             offer,
             is_held,
@@ -323,6 +327,8 @@ impl Table {
                 break;
             };
             entry.is_held = false;
+            // It comes now: an observer that has seen a younger offer in the meantime is still to see this one.
+            entry.offer.sequence = self.next_sequence();
             self.name(&entry.offer, Some(next));
             self.changed();
             is_shown = true;

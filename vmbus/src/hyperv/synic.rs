@@ -8,12 +8,13 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use super::cpuid::{Capabilities, Privileges};
 use super::hypervisor::Hypervisor;
 use super::message::Message;
-use super::overlay::{DispatchSection, Overlay, OverlayError, Scope};
+use super::overlay::{Overlay, OverlayError, Scope};
 use super::registers::{PageRegister, Register, Registers};
 use super::timer;
 use crate::Platform;
 use crate::memory::{OutOfRange, SharedPages};
 use crate::platform::{NotMapped, OutOfPages, PageUse, ProcessorIndex};
+use crate::sync::DispatchSection;
 
 /// How many event flags a synthetic interrupt source has.
 pub const EVENT_FLAG_COUNT: u32 = 2048;
