@@ -82,6 +82,11 @@ impl BusInner {
                     None => continue,
                 }
             };
+            // The hypervisor hears from each processor only about its own queue, and that one finds its slot empty now.
+            if let Some(processor) = self.processors.get(index) {
+                processor.owes_end_of_message.store(true, Ordering::Release);
+            }
+            self.mark(ProcessorIndex(u32::try_from(index).unwrap_or(u32::MAX)));
             self.settle(note);
         }
     }

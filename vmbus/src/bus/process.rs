@@ -34,6 +34,13 @@ impl BusInner {
         }
         // Before looking, so that what comes from here on marks again.
         processor.is_marked.swap(false, Ordering::AcqRel);
+        if processor.owes_end_of_message.swap(false, Ordering::AcqRel) {
+            processor.with_synic(self.platform, |synic| {
+                if let Some(synic) = synic {
+                    synic.end_of_message();
+                }
+            });
+        }
         progress.signals = self.take_signals(index);
         self.run_kicks(index);
         if self.phase() == Phase::Down {

@@ -23,6 +23,8 @@ pub(super) struct Processor {
     pub(super) is_marked: AtomicBool,
     /// True while its work is being done: it is not done twice at a time.
     pub(super) is_processing: AtomicBool,
+    /// True if another processor has emptied the message slot: only this one can ask for the messages that wait for it.
+    pub(super) owes_end_of_message: AtomicBool,
     /// True if a channel with this target wants its callback called without a signal of the host.
     pub(super) has_kicks: AtomicBool,
 }
@@ -34,6 +36,7 @@ impl Processor {
             vp: AtomicU32::new(0),
             is_marked: AtomicBool::new(false),
             is_processing: AtomicBool::new(false),
+            owes_end_of_message: AtomicBool::new(false),
             has_kicks: AtomicBool::new(false),
         }
     }

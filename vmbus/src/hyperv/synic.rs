@@ -265,6 +265,14 @@ impl Synic {
         self.take(sint, Release::IfUnchanged)
     }
 
+    /// Lets the hypervisor deliver the messages that wait for a slot. [`Synic::take_message`] does so where it is needed; this
+    /// is for the controller's own processor after another one has emptied a slot
+    /// ([`Synic::take_message_in_emergency`]), because the hypervisor looks at the queue of the processor that asks. On the
+    /// controller's processor.
+    pub fn end_of_message(&self) {
+        self.hypervisor.registers().write(Register::EOM, 0);
+    }
+
     pub(super) fn message_slot(&self, sint: u8) -> Result<MessageSlot<'_>, OutOfRange> {
         MessageSlot::of(&self.messages, sint)
     }

@@ -247,3 +247,28 @@ fn an_interrupt_whose_work_found_another_call_under_way_is_not_forgotten() {
     opened.close(SECOND).unwrap();
     ground.finish(bus);
 }
+
+#[test]
+fn c8_an_end_that_is_asked_for_elsewhere_does_not_stall_the_message_processor() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let bus = ground.connect_with(Config {
+        processors: 2,
+        ..Config::default()
+    });
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    // More messages than the slot of processor 0 holds: the others wait for it to say that the slot is free.
+    for instance in [INSTANCE, OTHER_INSTANCE, "1eccfd72-4b41-45ef-b73a-4a6e44c12926"] {
+        ground.host.offer(model::Offer::new(CLASS, instance));
+    }
+    ground.host.run();
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.disconnect(Deadline::seconds(20)).unwrap();
+    }
+    ground.hypervisor.disable_hypercalls().unwrap();
+    assert!(ground.host.is_at_rest());
+    ground.check();
+}
