@@ -271,9 +271,14 @@ impl Table {
         });
     }
 
-    /// Notes a further user of an entry that has one: a GPADL.
-    pub(super) fn add_user(&self, place: usize) {
-        self.with_entry(place, |entry| entry.users = entry.users.saturating_add(1));
+    /// Notes a further user of an offer's entry: a GPADL. Returns false if the entry is another offer's by now.
+    pub(super) fn add_user(&self, place: usize, offer: &Offer) -> bool {
+        let added = self.with_entry(place, |entry| {
+            let is_same = entry.offer.sequence == offer.sequence;
+            entry.users = entry.users.saturating_add(u32::from(is_same));
+            is_same
+        });
+        added.unwrap_or(false)
     }
 
     /// Notes that a user is gone.

@@ -343,3 +343,19 @@ fn offers_before_they_were_asked_for_are_ignored() {
     assert_eq!((bus.offers().count(), bus.counters().refused_offers), (0, 1));
     ground.finish(bus);
 }
+
+#[test]
+fn c1_memory_is_not_counted_for_an_offer_that_took_the_place_of_its_own() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let old = bus.offer(channel).unwrap();
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    ground.host.send_raw(&offer_message(channel.0, 9));
+    ground.settle(&bus);
+    let new = bus.offer(channel).unwrap();
+    let place = bus.0.table.shown_from(0).unwrap().0;
+    assert!(!bus.0.table.add_user(place, &old));
+    assert!(bus.0.table.add_user(place, &new));
+    bus.0.table.remove_user(place);
+}

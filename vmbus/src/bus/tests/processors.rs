@@ -272,3 +272,32 @@ fn c8_an_end_that_is_asked_for_elsewhere_does_not_stall_the_message_processor() 
     assert!(ground.host.is_at_rest());
     ground.check();
 }
+
+#[test]
+fn another_task_of_the_same_processor_is_not_taken_for_the_callback() {
+    let (ground, channel) = Ground::with_channel();
+    ground.platform.use_real_time();
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    let (is_in, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let sink = Stays {
+        is_in: is_in.clone(),
+        may_go: may_go.clone(),
+    };
+    let opened = bus.open(channel, &OpenParameters::default(), sink, SECOND).unwrap();
+    std::thread::scope(|scope| {
+        let bus = &bus;
+        opened.schedule();
+        scope.spawn(|| bus.process(ProcessorIndex(0)));
+        while !is_in.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        assert!(!opened.is_in_callback());
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            may_go.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(opened.close(Deadline::seconds(30)), Ok(()), "it waits for the callback");
+        assert!(!is_in.load(Ordering::SeqCst));
+    });
+    ground.finish(bus);
+}
