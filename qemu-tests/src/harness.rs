@@ -257,7 +257,9 @@ impl Group {
     fn some(&self, scenarios: &[Scenario], done: &mut usize, results: &Sender<(String, Verdict)>) -> Result<()> {
         let job = |scenario: &Scenario| {
             let kernel = format!("{}/kernel", paths::FILES);
-            let mut arguments = ["scenario", scenario.name, "--kernel", &kernel].map(str::to_owned).to_vec();
+            let mut arguments = ["scenario", scenario.name, "--kernel", &kernel]
+                .map(str::to_owned)
+                .to_vec();
             if scenario.image.needs_uefi() {
                 arguments.extend(uefi::Parts::inside().arguments());
             }
@@ -307,7 +309,9 @@ fn one(middle: &mut Middle, path: &Path) -> Result<Verdict> {
                 {
                     verdict = Some(serde_json::from_slice(content)?);
                 }
-                let picture = payload.strip_prefix(PICTURE.as_bytes()).and_then(|rest| rest.strip_prefix(b"\0"));
+                let picture = payload
+                    .strip_prefix(PICTURE.as_bytes())
+                    .and_then(|rest| rest.strip_prefix(b"\0"));
                 if let Some(picture) = picture {
                     fs::write(path.with_extension("png"), picture)?;
                 }

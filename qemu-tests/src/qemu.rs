@@ -179,7 +179,12 @@ impl Machine {
                 let flash = |unit: u32, file: &Path, more: &str| {
                     format!("if=pflash,format=raw,unit={unit},file={}{more}", option_text(file))
                 };
-                add(&["-drive", &flash(0, code, ",readonly=on"), "-drive", &flash(1, variables, "")]);
+                add(&[
+                    "-drive",
+                    &flash(0, code, ",readonly=on"),
+                    "-drive",
+                    &flash(1, variables, ""),
+                ]);
                 let disk = format!("if=none,id=disk,format={format},file={}", option_text(disk));
                 // The disk with the fewest exits: under emulation each costs.
                 add(&["-drive", &disk, "-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
@@ -268,7 +273,10 @@ mod tests {
             line.contains("unit=0,file=/a,,b/code,readonly=on") && line.contains("unit=1,file=/v "),
             "{line}"
         );
-        assert!(line.contains("format=vpc,file=/d") && line.contains("-vga none"), "{line}");
+        assert!(
+            line.contains("format=vpc,file=/d") && line.contains("-vga none"),
+            "{line}"
+        );
         assert!(!line.contains("-kernel") && !line.contains("-no-reboot"), "{line}");
     }
 }

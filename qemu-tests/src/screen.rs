@@ -43,11 +43,20 @@ impl Picture {
             std::str::from_utf8(text.get(..end)?).ok()
         };
         ensure!(word() == Some("P6"), "no PPM file");
-        let mut number = || word().and_then(|word| word.parse::<usize>().ok()).context("a damaged PPM file");
+        let mut number = || {
+            word()
+                .and_then(|word| word.parse::<usize>().ok())
+                .context("a damaged PPM file")
+        };
         let (width, height, largest) = (number()?, number()?, number()?);
-        ensure!(largest == 255 && rest.len() == width * height * 3, "a PPM file of another kind, or cut off");
+        ensure!(
+            largest == 255 && rest.len() == width * height * 3,
+            "a PPM file of another kind, or cut off"
+        );
         let pixels = rest.as_chunks::<3>().0;
-        let pixels = pixels.iter().map(|[red, green, blue]| u32::from_be_bytes([0, *red, *green, *blue]));
+        let pixels = pixels
+            .iter()
+            .map(|[red, green, blue]| u32::from_be_bytes([0, *red, *green, *blue]));
         Ok(Self {
             width,
             pixels: pixels.collect(),
@@ -117,7 +126,10 @@ impl Shown {
         let (columns, rows) = (empty.grid().columns(), empty.grid().rows());
         let outside = outside_cells(picture, columns, rows);
         let background = FORMAT.pixel(BACKGROUND);
-        if let Some((x, y)) = outside.into_iter().find(|(x, y)| picture.pixels.get(y * picture.width + x) != Some(&background)) {
+        if let Some((x, y)) = outside
+            .into_iter()
+            .find(|(x, y)| picture.pixels.get(y * picture.width + x) != Some(&background))
+        {
             bail!("the pixel {x}, {y} beside the text is not the background");
         }
         let alphabet = alphabet()?;
@@ -168,7 +180,8 @@ fn screen(width: usize, height: usize) -> Result<Screen<Picture>> {
 fn outside_cells(picture: &Picture, columns: usize, rows: usize) -> Vec<(usize, usize)> {
     let (right, bottom) = (MARGIN + columns * CELL_WIDTH, MARGIN + rows * CELL_HEIGHT);
     let all = (0..picture.height()).flat_map(|y| (0..picture.width).map(move |x| (x, y)));
-    all.filter(|(x, y)| !(MARGIN..right).contains(x) || !(MARGIN..bottom).contains(y)).collect()
+    all.filter(|(x, y)| !(MARGIN..right).contains(x) || !(MARGIN..bottom).contains(y))
+        .collect()
 }
 
 /// The pixels of every character in every style.
@@ -199,7 +212,12 @@ mod tests {
 
     fn ppm(picture: &Picture) -> Vec<u8> {
         let mut file = format!("P6\n{} {}\n255\n", picture.width, picture.height()).into_bytes();
-        file.extend(picture.pixels.iter().flat_map(|pixel| pixel.to_be_bytes()[1..].to_vec()));
+        file.extend(
+            picture
+                .pixels
+                .iter()
+                .flat_map(|pixel| pixel.to_be_bytes()[1..].to_vec()),
+        );
         file
     }
 
@@ -210,14 +228,25 @@ mod tests {
         assert_eq!(shown.rows[..2], ["careful", "The quick brown fox {}"]);
         assert_eq!(shown.styles[..2], [Some(Style::Warning), Some(Style::Plain)]);
         shown.compare(SAID).unwrap();
-        assert!(shown.compare(&SAID.replace("fox", "fux")).unwrap_err().to_string().contains("row 1"));
+        assert!(
+            shown
+                .compare(&SAID.replace("fox", "fux"))
+                .unwrap_err()
+                .to_string()
+                .contains("row 1")
+        );
     }
 
     #[test]
     fn a_single_wrong_pixel_is_found_in_text_and_beside_it() {
         let mut in_text = picture();
         in_text.pixels[(MARGIN + 6) * 200 + MARGIN + 3] ^= 0x40;
-        assert!(Shown::read(&in_text).unwrap_err().to_string().contains("row 0, column 0"));
+        assert!(
+            Shown::read(&in_text)
+                .unwrap_err()
+                .to_string()
+                .contains("row 0, column 0")
+        );
         let mut beside = picture();
         beside.pixels[5] ^= 1;
         assert!(Shown::read(&beside).unwrap_err().to_string().contains("pixel 5, 0"));
@@ -225,7 +254,13 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        for file in [&b""[..], b"P6", b"P6\n2 2\n255\n12345678901", b"P5\n1 1\n255\n1", b"P6 a b 255 "] {
+        for file in [
+            &b""[..],
+            b"P6",
+            b"P6\n2 2\n255\n12345678901",
+            b"P5\n1 1\n255\n1",
+            b"P6 a b 255 ",
+        ] {
             assert!(Picture::parse(file).is_err());
         }
         assert!(Picture::parse(b"P6\n2 2\n255\n123456789012").is_ok());

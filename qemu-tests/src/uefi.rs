@@ -166,11 +166,27 @@ mod tests {
             path
         };
         let variables = file("vars", "empty");
-        let firmware = Ovmf { code: file("code", "code"), variables };
-        let parts = Parts { loader: file("loader", "loader"), firmware };
+        let firmware = Ovmf {
+            code: file("code", "code"),
+            variables,
+        };
+        let parts = Parts {
+            loader: file("loader", "loader"),
+            firmware,
+        };
         let own = tempfile::tempdir().unwrap();
-        let disk = Disk { kernel: None, command_line: "once", format: Format::Vhd };
-        let Start::Uefi { variables, disk, format, .. } = parts.machine(&disk, true, own.path()).unwrap() else {
+        let disk = Disk {
+            kernel: None,
+            command_line: "once",
+            format: Format::Vhd,
+        };
+        let Start::Uefi {
+            variables,
+            disk,
+            format,
+            ..
+        } = parts.machine(&disk, true, own.path()).unwrap()
+        else {
             panic!("no UEFI")
         };
         assert_eq!(fs::read_to_string(&variables).unwrap(), "empty");

@@ -68,6 +68,8 @@ fn small_enough(what: &str, size: anyhow::Result<u64>, limit: u64) -> Result<(),
     if bytes <= limit {
         Ok(())
     } else {
-        Err(Failed::from(format!("{what} has {bytes} bytes, at most {limit} are allowed")))
+        Err(Failed::from(format!(
+            "{what} has {bytes} bytes, at most {limit} are allowed"
+        )))
     }
 }

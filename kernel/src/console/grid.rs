@@ -135,7 +135,11 @@ impl Grid {
 
     fn touch(&mut self, from: usize, to: usize) {
         let (first, end) = self.touched;
-        self.touched = if first < end { (first.min(from), end.max(to)) } else { (from, to) };
+        self.touched = if first < end {
+            (first.min(from), end.max(to))
+        } else {
+            (from, to)
+        };
     }
 
     /// Calls `draw(column, row, cell)` for each cell that looks different from when it was drawn last.

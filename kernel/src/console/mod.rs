@@ -277,7 +277,11 @@ mod tests {
         assert_eq!(told[0], (b"careful\n".to_vec(), Style::Warning));
         assert_eq!(told[1], (vec![b'x'; 255], Style::Dim));
         assert_eq!(told[2], (vec![b'x'; 45], Style::Dim));
-        assert!(told[3..].iter().all(|(text, style)| text == &[b'y'; 255] && *style == Style::Error));
+        assert!(
+            told[3..]
+                .iter()
+                .all(|(text, style)| text == &[b'y'; 255] && *style == Style::Error)
+        );
     }
 
     #[test]

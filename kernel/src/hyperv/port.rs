@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use vmbus::memory::{Gpa, Pfn};
 use vmbus::platform::{
-    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TimedOut, Wait,
+    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut, Wait,
 };
 
 use crate::arch::cpu;
@@ -51,6 +51,14 @@ unsafe impl Platform for Port {
 
     fn current_processor(&self) -> ProcessorIndex {
         ProcessorIndex(cpu::current())
+    }
+
+    // Deferred work borrows the stack of a task, and is not that task.
+    fn current_task(&self) -> TaskId {
+        TaskId(match deferred::is_running() {
+            true => usize::MAX,
+            false => task::current_number(),
+        })
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {

@@ -229,6 +229,16 @@ pub fn current_name() -> &'static str {
     })
 }
 
+/// A number that the task that runs shares with no other; 0 before there are tasks.
+pub(crate) fn current_number() -> usize {
+    // A panic under the lock must still find its way to the host.
+    SCHEDULER.try_lock().map_or(0, |mut scheduler| {
+        scheduler
+            .current()
+            .map_or(0, |task| usize::try_from(task.id.0).unwrap_or(0))
+    })
+}
+
 /// Lets all waiting tasks look at their conditions again. Any context may call it.
 pub fn notify() {
     EVENTS.fetch_add(1, Ordering::Release);

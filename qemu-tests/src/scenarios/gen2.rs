@@ -85,13 +85,19 @@ impl Script for Screen {
         ensure!(self.done, "the kernel never waited for keys");
         let report = report(seen)?;
         let state = report.device(DYNAMIC_MEMORY).map(|device| device.state.as_str());
-        ensure!(state == Some("running"), "the dynamic memory device is {state:?}, not running");
+        ensure!(
+            state == Some("running"),
+            "the dynamic memory device is {state:?}, not running"
+        );
         let boot = report.kernel.get("boot").and_then(Value::as_str);
         ensure!(boot == Some("uefi"), "the kernel says that it was started by {boot:?}");
         for (phase, time) in &report.phases_ns {
             figures.insert(format!("{phase} ms"), nanoseconds_as_ms(*time));
         }
-        figures.insert("seconds on the host's clock".to_owned(), seen.outcome.duration.as_secs_f64());
+        figures.insert(
+            "seconds on the host's clock".to_owned(),
+            seen.outcome.duration.as_secs_f64(),
+        );
         let Some(time) = report.phases_ns.get("status-table") else {
             bail!("the report has no phase status-table")
         };
@@ -129,7 +135,9 @@ impl Script for Complaint {
         let said = solid(&String::from_utf8_lossy(so_far));
         let after = |text: &str, wanted: &str| {
             let wanted = solid(wanted);
-            text.find(&wanted).and_then(|at| text.get(at + wanted.len()..)).map(str::to_owned)
+            text.find(&wanted)
+                .and_then(|at| text.get(at + wanted.len()..))
+                .map(str::to_owned)
         };
         let went_on = after(&said, self.wanted)
             .and_then(|rest| after(&rest, "The firmware goes on"))
@@ -153,7 +161,11 @@ pub struct Says(pub &'static str);
 
 impl Script for Says {
     fn end(&mut self, seen: &Seen, _figures: &mut BTreeMap<String, f64>) -> Result<()> {
-        ensure!(contains(seen.text.as_bytes(), self.0), "the guest did not say: {}", self.0);
+        ensure!(
+            contains(seen.text.as_bytes(), self.0),
+            "the guest did not say: {}",
+            self.0
+        );
         Ok(())
     }
 }

@@ -76,7 +76,11 @@ fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
         Expect::Reset(way) => {
             ended_by_guest(seen, "guest-reset")?;
             // Each way says so before it is tried: the last one that was is the one that worked.
-            let last = seen.text.lines().rev().find_map(|line| line.trim().strip_prefix("reset by "));
+            let last = seen
+                .text
+                .lines()
+                .rev()
+                .find_map(|line| line.trim().strip_prefix("reset by "));
             ensure!(last == Some(way), "the machine was reset by {last:?}, expected {way}");
         }
         Expect::NoKernel => ensure!(

@@ -96,7 +96,11 @@ fn gen2() -> Vec<Scenario> {
                 kernel: KernelFile::Whole,
                 graphics: false,
             },
-            script: || Box::new(Says("this machine has no graphics output; the kernel will talk on the serial port only")),
+            script: || {
+                Box::new(Says(
+                    "this machine has no graphics output; the kernel will talk on the serial port only",
+                ))
+            },
             ..UEFI_PLAIN
         },
         Scenario {
@@ -223,6 +227,11 @@ fn direct() -> Vec<Scenario> {
         Scenario {
             name: "tasks",
             cmdline: "selftest=tasks",
+            ..COMMON
+        },
+        Scenario {
+            name: "kmcl",
+            cmdline: "selftest=kmcl",
             ..COMMON
         },
         Scenario {

@@ -15,15 +15,9 @@ pub struct Ovmf {
 
 /// Where it is on Debian and Ubuntu, Fedora, Arch. Without Secure Boot: our loader is not signed.
 const PLACES: [(&str, &str); 6] = [
-    (
-        "usr/share/OVMF/OVMF_CODE_4M.fd",
-        "usr/share/OVMF/OVMF_VARS_4M.fd",
-    ),
+    ("usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("usr/share/OVMF/OVMF_CODE.fd", "usr/share/OVMF/OVMF_VARS.fd"),
-    (
-        "usr/share/edk2/ovmf/OVMF_CODE.fd",
-        "usr/share/edk2/ovmf/OVMF_VARS.fd",
-    ),
+    ("usr/share/edk2/ovmf/OVMF_CODE.fd", "usr/share/edk2/ovmf/OVMF_VARS.fd"),
     (
         "usr/share/edk2/x64/OVMF_CODE.4m.fd",
         "usr/share/edk2/x64/OVMF_VARS.4m.fd",
