@@ -53,12 +53,8 @@ unsafe impl Platform for Port {
         ProcessorIndex(cpu::current())
     }
 
-    // Deferred work borrows the stack of a task, and is not that task.
     fn current_task(&self) -> TaskId {
-        TaskId(match deferred::is_running() {
-            true => usize::MAX,
-            false => task::current_number(),
-        })
+        TaskId(usize::try_from(task::current_number()).unwrap_or(usize::MAX))
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {

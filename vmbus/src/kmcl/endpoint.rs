@@ -256,6 +256,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Returns the memory that the packet in flight with this id lends.
+    #[cfg(feature = "host")]
     pub(crate) fn lent(&self, transaction_id: u64) -> Option<Mdl> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(super::slab::RequestId(transaction_id))?;

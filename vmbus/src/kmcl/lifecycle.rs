@@ -20,6 +20,7 @@ use super::transport::{Opened, ServerSink, Sink};
 use super::{Channel, Context, Error, Gone, Level, Side};
 use crate::Instant;
 use crate::fallible::{OutOfMemory, Shared, try_box};
+#[cfg(feature = "host")]
 use crate::memory::Mdl;
 
 /// What the bus tells a channel.
@@ -36,6 +37,7 @@ impl<C: Context> Sink for Receiver<C> {
         Core::process(&self.0, Level::Dispatch);
     }
 
+    #[cfg(feature = "host")]
     fn lent(&self, transaction_id: u64) -> Option<Mdl> {
         self.0.core().lent(transaction_id)
     }
