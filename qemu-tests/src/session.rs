@@ -1,6 +1,6 @@
 //! One run of the kernel for a person: `cargo run`, and `cargo run --package kernel` through `run PATH`.
 //!
-//! The guest's text goes to standard output, what is typed goes to the guest. [`boot`] decides for a host: this machine's
+//! The guest's text goes to standard output, what is typed goes to the guest. [`boot()`] decides for a host: this machine's
 //! KVM, or the same program with the same options inside the nested host, with everything passed through. Terminal and keys are in
 //! [`terminal`](crate::terminal), the log's file in [`logs`](crate::logs).
 
