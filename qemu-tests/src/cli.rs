@@ -12,7 +12,7 @@ use crate::host::{self, Choice, Kvm};
 use crate::image::Format;
 use crate::nested::inside;
 use crate::progress::say;
-use crate::tools::{self, kernel};
+use crate::tools::{self, kernel, ovmf};
 use crate::{harness, image, scenarios, session, uefi};
 
 /// Boots the kernel as a Hyper-V guest and shows what it finds.
@@ -204,6 +204,14 @@ fn hosts() -> String {
         Ok(kernel) => format!("Linux {} is installed", kernel.version),
         Err(error) => format!("{error:#}"),
     };
+    let firmware = match ovmf::find(std::path::Path::new("/")) {
+        Ok(firmware) => format!("UEFI firmware is installed: {}", firmware.code.display()),
+        Err(error) => format!("{error:#}"),
+    };
+    let openvmm = tools::on_path("openvmm").map_or_else(
+        || "openvmm is not on the PATH (only --host openvmm needs it)".to_owned(),
+        |path| format!("OpenVMM is {}", path.display()),
+    );
     let unpacked = if tools::unpacked() {
         format!("unpacked in {}", tools::folder().display())
     } else {
@@ -223,7 +231,7 @@ fn hosts() -> String {
         Kvm::Unusable(why) => (format!("not usable: {why}"), "nested"),
     };
     format!(
-        "kvm     {kvm}\nnested  needs no KVM, only the programs below\nauto    takes {auto}\n\nprograms\n  {qemu}\n  {linux}\n  packages: {unpacked}\n"
+        "kvm     {kvm}\nnested  needs no KVM, only the programs below\nauto    takes {auto}\n\nprograms\n  {qemu}\n  {firmware}\n  {linux}\n  {openvmm}\n  packages: {unpacked}\n"
     )
 }
 

@@ -37,6 +37,10 @@ const DEFAULT_TIMEOUT: u64 = 120;
 /// A year: no limit.
 const FOREVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// What a person should know who types into a guest that booted by UEFI in the nested host.
+const STEADY: &str =
+    "(one processor at a time, for the firmware's sake: answers take a second or two; --direct is faster)";
+
 /// Files that a job leaves for the outside.
 const LOG: &str = "guest.log";
 const REPORT: &str = "report.json";
@@ -128,6 +132,8 @@ fn local(options: &cli::Boot, image: &Path, parts: Option<&Parts>) -> Result<boo
     let start = match parts {
         Some(parts) => {
             let kernel = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
+            // The firmware reads slowly, and the loader has no use for the rest.
+            let kernel = build::strip(&kernel).unwrap_or(kernel);
             let disk = Disk {
                 kernel: Some(&kernel),
                 command_line: &cmdline,
@@ -376,6 +382,9 @@ fn nested(options: &cli::Boot, image: &Path, parts: Option<&Parts>, openvmm: Opt
                 };
                 if !once(options) {
                     say(KEYS);
+                    if clock == Clock::Steady {
+                        say(STEADY);
+                    }
                     terminal = Terminal::raw()?;
                     let input = middle.input();
                     std::thread::spawn(move || read_keys(&mut |key| input.send(&key_frame(key))));

@@ -255,9 +255,12 @@ mod tests {
     use alloc::vec;
     use alloc::vec::Vec;
 
+    /// Pieces of text in their styles.
+    type Said = Vec<(Vec<u8>, Style)>;
+
     /// A console that remembers.
     #[derive(Default)]
-    struct Memory(Arc<spin::Mutex<Vec<(Vec<u8>, Style)>>>);
+    struct Memory(Arc<spin::Mutex<Said>>);
 
     impl Console for Memory {
         fn write(&mut self, text: &[u8], style: Style) {
