@@ -145,7 +145,7 @@ impl MemoryMap {
         self.regions.get(..count).unwrap_or(&[])
     }
 
-    /// How many regions did not fit. They are lost as memory, which is safe, unless they were holes in another region.
+    /// How many regions did not fit, or had to go for one that matters more. They are lost as memory, which is safe.
     #[must_use]
     pub const fn dropped(&self) -> u32 {
         self.dropped
@@ -158,16 +158,23 @@ impl MemoryMap {
     }
 
     /// Appends a region; empty ones are left out. Until [`MemoryMap::normalise`] the list may overlap.
+    ///
+    /// Where there is no room, usable memory is lost first: a hole in it, or the kernel's own image, must not be forgotten.
     pub fn push(&mut self, region: MemoryRegion) {
         if region.length == 0 || region.start >= PHYSICAL_LIMIT {
             return;
         }
-        match self.regions.get_mut(self.count as usize) {
-            Some(slot) => {
+        if let Some(slot) = self.regions.get_mut(self.count as usize) {
+            *slot = region;
+            self.count += 1;
+            return;
+        }
+        self.dropped = self.dropped.saturating_add(1);
+        if region.kind != MemoryKind::USABLE {
+            let mut last_first = self.regions.iter_mut().rev();
+            if let Some(slot) = last_first.find(|slot| slot.kind == MemoryKind::USABLE) {
                 *slot = region;
-                self.count += 1;
             }
-            None => self.dropped = self.dropped.saturating_add(1),
         }
     }
 
@@ -295,6 +302,33 @@ mod tests {
         }
         map.normalise();
         assert_eq!((map.regions().len(), map.dropped()), (CAPACITY, 44));
+    }
+
+    #[test]
+    fn the_kernel_image_and_holes_are_never_forgotten_for_want_of_room() {
+        let mut map = MemoryMap::new();
+        // A host's list that fills all places, the last one with all memory.
+        for i in 0..CAPACITY as u64 {
+            map.push(MemoryRegion::new((1 << 40) + i * 0x2000, 0x1000, R));
+        }
+        let mut full = MemoryMap::new();
+        full.push(MemoryRegion::new(0, 0x100_0000, U));
+        for i in 1..CAPACITY as u64 {
+            full.push(MemoryRegion::new((1 << 40) + i * 0x2000, 0x1000, U));
+        }
+        full.push(MemoryRegion::new(0x20_0000, 0x8000, MemoryKind::KERNEL));
+        full.push(MemoryRegion::new(0x80_0000, 0x1000, R));
+        assert_eq!(full.dropped(), 2);
+        full.normalise();
+        for wanted in [
+            MemoryRegion::new(0x20_0000, 0x8000, MemoryKind::KERNEL),
+            MemoryRegion::new(0x80_0000, 0x1000, R),
+        ] {
+            assert!(full.regions().contains(&wanted), "{wanted:?}");
+        }
+        // With no usable memory at all, nothing of it can be given out by mistake.
+        map.push(MemoryRegion::new(0x20_0000, 0x8000, MemoryKind::KERNEL));
+        assert_eq!((map.dropped(), map.total(U)), (1, 0));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! 3. The host is told through its crash registers: [`set_crash_report`]. Last, because a host may end the machine at that write.
 //! 4. The end, as the command line asks for.
 //!
-//! A panic in one of these steps goes on with the step after it; a panic in the report of a panic ends the machine at once.
+//! A panic in one of these steps goes on with the last two: what failed is not tried again, and neither is what comes between. A
+//! panic in these ends the machine at once.
 
 use crate::arch::backtrace::Backtrace;
 use crate::arch::interrupts::{self, Frame};

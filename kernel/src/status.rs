@@ -1,7 +1,7 @@
 //! The status: a table for people, one line of JSON for machines.
 //!
 //! Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
-//! `instance`, `channel`, `state`), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
+//! `instance`, `channel`, `state`, and `counters` by name where the kernel has its channel open), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
 //! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
 //! `interrupts`, `heap_bytes`).
 
@@ -11,6 +11,7 @@ use crate::{hyperv, memory, start, task, time};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
+use vmbus::kmcl::Counters;
 
 /// Says for machines that a point has been reached, if a machine listens.
 pub fn mark(name: &str, value: fmt::Arguments<'_>) {
@@ -33,6 +34,8 @@ pub struct Device {
     pub channel: u32,
     /// What became of it: `offered`, `running`, ...
     pub state: String,
+    /// What its channel has done, while the kernel has it open.
+    pub counters: Option<Counters>,
 }
 
 /// The status of the machine.
@@ -123,7 +126,7 @@ impl Report {
         for (index, device) in self.devices.iter().enumerate() {
             write!(
                 out,
-                "{}{{\"name\":{},\"class\":{},\"instance\":{},\"channel\":{},\"state\":{}}}",
+                "{}{{\"name\":{},\"class\":{},\"instance\":{},\"channel\":{},\"state\":{}",
                 comma(index),
                 Quoted(&device.name),
                 Quoted(&device.class),
@@ -131,6 +134,14 @@ impl Report {
                 device.channel,
                 Quoted(&device.state),
             )?;
+            if let Some(counters) = &device.counters {
+                out.push_str(",\"counters\":{");
+                for (index, (name, value)) in counters.iter().enumerate() {
+                    write!(out, "{}{}:{value}", comma(index), Quoted(name))?;
+                }
+                out.push('}');
+            }
+            out.push('}');
         }
         out.push_str("],\"phases_ns\":{");
         for (index, (name, ns)) in self.phases.iter().enumerate() {
@@ -228,13 +239,31 @@ impl fmt::Display for Report {
                     instance,
                     channel,
                     state,
-                    ..
+                    counters,
+                    class: _,
                 } = device;
                 writeln!(f, "  {name:<20} {instance:<36} {channel:>7}  {state}")?;
+                if let Some(counters) = counters {
+                    write_counters(f, counters)?;
+                }
             }
         }
         f.write_str(&rule)
     }
+}
+
+/// A channel's counters under its device, two to a line; those that are 0 are left out.
+fn write_counters(f: &mut fmt::Formatter<'_>, counters: &Counters) -> fmt::Result {
+    let mut in_line = 0;
+    for (name, value) in counters.iter().filter(|(_, value)| *value != 0) {
+        write!(f, "{}{name:<21} {value:>12}", if in_line == 0 { "    " } else { "  " })?;
+        in_line += 1;
+        if in_line == 2 {
+            f.write_char('\n')?;
+            in_line = 0;
+        }
+    }
+    if in_line == 0 { Ok(()) } else { f.write_char('\n') }
 }
 
 /// Width of the table; it fits into 80 columns.
@@ -266,6 +295,7 @@ mod tests {
                 instance: "1eccfd72-4b41-45ef-b73a-4a6e44c12924".into(),
                 channel: 1,
                 state: "running".into(),
+                counters: None,
             }],
             phases: vec![("connected", 1_234_567)],
             memory: Statistics {
@@ -300,6 +330,27 @@ mod tests {
                 .to_json()
                 .contains("\"vmbus\":{\"version\":null},\"devices\":[],\"phases_ns\":{},")
         );
+    }
+
+    #[test]
+    fn a_channels_counters_stand_with_its_device() {
+        let mut report = report();
+        let counters = report.devices[0].counters.insert(Counters::default());
+        counters.packets_sent = 7;
+        counters.bytes_received = u64::from(u32::MAX);
+        counters.outgoing_outstanding = 1;
+        let json = report.to_json();
+        assert!(
+            json.contains("\"state\":\"running\",\"counters\":{\"packets_sent\":7,\"bytes_sent\":0,"),
+            "{json}"
+        );
+        assert!(json.contains("\"outgoing_outstanding\":1}}],\"phases_ns\""), "{json}");
+        let text = report.to_string();
+        assert!(
+            text.contains("    packets_sent                     7  bytes_received          4294967295\n    outgoing_outstanding             1\n"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 
     #[test]

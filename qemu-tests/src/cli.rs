@@ -26,13 +26,13 @@ pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    boot: Boot,
+    boot: BootAndMore,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Builds and boots the kernel (the default)
-    Boot(Boot),
+    Boot(BootAndMore),
     /// Writes a bootable disk image, and beside it the script that makes a Hyper-V machine for it
     Image(ImageOptions),
     /// Says which hosts are usable here, and why not
@@ -50,7 +50,7 @@ pub struct Boot {
     /// The host to run on
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     pub host: Choice,
-    /// Boot directly, without firmware
+    /// Boot directly, without firmware; otherwise by UEFI from a disk, as a Gen2 machine does. Faster
     #[arg(long)]
     pub direct: bool,
     /// End after the status table; the default when standard input is no terminal
@@ -71,7 +71,8 @@ pub struct Boot {
     /// Write the status report there, as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Nested host: let time be the number of executed instructions, so that the same run takes the same time
+    /// Nested host: let time be the number of executed instructions, so that the same run takes the same time. Runs by UEFI that end by
+    /// themselves do so anyway
     #[arg(long)]
     pub deterministic: bool,
     /// End the guest after this time on its host's clock; runs that end by themselves have 120 s
@@ -80,6 +81,31 @@ pub struct Boot {
     /// This is the runner inside the nested host
     #[arg(long, hide = true)]
     pub relayed: bool,
+    /// Where the parts of a boot by UEFI are, inside the nested host
+    #[command(flatten)]
+    pub uefi: uefi::Options,
+    /// Where OpenVMM is, inside the nested host: the program, maybe behind its loader
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub openvmm: Vec<String>,
+    /// One more argument for the QEMU or OpenVMM that runs the guest
+    #[arg(long = "argument", hide = true, allow_hyphen_values = true)]
+    pub extra: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct BootAndMore {
+    #[command(flatten)]
+    boot: Boot,
+    /// More arguments for the QEMU or OpenVMM that runs the guest, behind `--`
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    more: Vec<String>,
+}
+
+impl BootAndMore {
+    fn boot(mut self) -> Boot {
+        self.boot.extra.extend(self.more);
+        self.boot
+    }
 }
 
 /// What image is written, and where.
@@ -136,8 +162,8 @@ pub fn main() -> ExitCode {
 
 fn act(cli: Cli) -> Result<bool> {
     match cli.command {
-        None => session::boot(&cli.boot, None),
-        Some(Command::Boot(boot)) => session::boot(&boot, None),
+        None => session::boot(&cli.boot.boot(), None),
+        Some(Command::Boot(boot)) => session::boot(&boot.boot(), None),
         Some(Command::Image(options)) => image::make(&options).map(|()| true),
         Some(Command::Hosts) => {
             print!("{}", hosts());
@@ -217,16 +243,21 @@ mod tests {
 
     #[test]
     fn boot_is_the_default() {
-        let cli = parse("x --host nested --direct --once --cpus 2 --memory 64,maxmem=33G --timeout 5 --report r.json");
+        let line =
+            "x --host nested --direct --once --cpus 2 --memory 64,maxmem=33G --timeout 5 --report r.json -- --net x";
+        let cli = parse(line);
         assert!(cli.command.is_none());
+        let boot = cli.boot.boot();
         assert_eq!(
-            (cli.boot.host, cli.boot.once, cli.boot.cpus, cli.boot.timeout),
+            (boot.host, boot.once, boot.cpus, boot.timeout),
             (Choice::Nested, true, 2, Some(5))
         );
-        assert_eq!(cli.boot.memory, "64,maxmem=33G");
+        assert_eq!((boot.memory.as_str(), boot.direct), ("64,maxmem=33G", true));
+        assert_eq!(boot.extra, ["--net", "x"]);
         let Some(Command::Boot(boot)) = parse("x boot --deterministic").command else {
             panic!("no boot")
         };
+        let boot = boot.boot();
         assert!(boot.deterministic && boot.host == Choice::Auto && !boot.once);
     }
 
@@ -251,13 +282,21 @@ mod tests {
             "--memory=128",
             "--cmdline=log=warn -x",
             "--once",
+            "--uefi-loader=/l",
+            "--uefi-code=/c",
+            "--uefi-variables=/v",
+            "--openvmm=/ld.so",
+            "--openvmm=--library-path",
+            "--argument=-vga",
             "/files/kernel",
         ];
         let Some(Command::Run(run)) = Cli::try_parse_from(words).unwrap().command else {
             panic!("no run")
         };
         assert_eq!(run.boot.cmdline, "log=warn -x");
-        assert!(run.boot.relayed);
+        assert!(run.boot.relayed && run.boot.uefi.parts().is_some());
+        assert_eq!(run.boot.openvmm, ["/ld.so", "--library-path"]);
+        assert_eq!(run.boot.extra, ["-vga"]);
         let empty = Cli::try_parse_from(["x", "run", "--cmdline=", "/k"]).unwrap();
         let Some(Command::Run(run)) = empty.command else {
             panic!("no run")

@@ -127,6 +127,7 @@ impl Harness {
         }
         let group = match scenario.clock {
             Clock::Real => "real",
+            Clock::Steady => "steady",
             Clock::Deterministic => "deterministic",
         };
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);

@@ -20,6 +20,9 @@ pub enum Choice {
     Kvm,
     /// QEMU with KVM inside an emulated machine: works without hardware virtualisation, slower.
     Nested,
+    /// An `openvmm` on the path instead of QEMU, by Linux direct boot: on this machine's KVM if it is usable, otherwise inside the nested
+    /// host.
+    Openvmm,
 }
 
 /// A host that was decided for.
@@ -90,6 +93,10 @@ fn explain(error: &std::io::Error) -> String {
 /// The user asked for KVM, and it is not usable.
 pub fn decide(choice: Choice, kvm: &Kvm) -> anyhow::Result<(Host, String)> {
     match (choice, kvm) {
+        (Choice::Openvmm, Kvm::Usable) => Ok((Host::Kvm, "OpenVMM with this machine's KVM".to_owned())),
+        (Choice::Openvmm, Kvm::Unusable(why)) => {
+            Ok((Host::Nested, format!("OpenVMM inside the nested host, because {why}")))
+        }
         (Choice::Nested, _) => Ok((Host::Nested, "nested host, as asked for".to_owned())),
         (Choice::Kvm, Kvm::Usable) => Ok((Host::Kvm, "KVM, as asked for".to_owned())),
         (Choice::Kvm, Kvm::Unusable(why)) => {

@@ -47,6 +47,8 @@ pub struct Device {
     pub channel: u32,
     /// `offered`, `running`, `failed`, ...
     pub state: String,
+    /// What its channel has done, by name (packets, bytes, signals, ...); empty if the kernel has it not open.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// Memory, in bytes.
@@ -91,7 +93,8 @@ mod tests {
     fn a_report_with_known_missing_and_unknown_fields() {
         let value = json!({
             "hypervisor": {"vendor": "Microsoft Hv"}, "vmbus": {"version": "4.0", "features": 3},
-            "devices": [{"name": "dynamic memory", "class": "525074DC-8985-46E2-8057-A307DC18A502", "channel": 1, "state": "running"}],
+            "devices": [{"name": "dynamic memory", "class": "525074DC-8985-46E2-8057-A307DC18A502", "channel": 1, "state": "running",
+                "counters": {"packets_sent": 5}}],
             "phases_ns": {"vmbus-connected": 4_000_000}, "memory": {"total": 134_217_728_u64}, "weather": "fine"
         });
         let report = Report::parse(&value).unwrap();
@@ -100,6 +103,7 @@ mod tests {
             report.device("525074dc-8985-46e2-8057-a307dc18a502").unwrap().state,
             "running"
         );
+        assert_eq!(report.devices[0].counters["packets_sent"], 5);
         assert_eq!(report.phases_ns["vmbus-connected"], 4_000_000);
         assert_eq!((report.memory.total, report.memory.free), (134_217_728, 0));
         assert!(Report::parse(&json!({"devices": 7})).is_err());

@@ -225,7 +225,7 @@ mod tests {
     fn what_was_drawn_is_read_back() {
         let picture = Picture::parse(&ppm(&picture())).unwrap();
         let shown = Shown::read(&picture).unwrap();
-        assert_eq!(shown.rows[..2], ["careful", "The quick brown fox {}"]);
+        assert_eq!(shown.rows[..2], ["careful", "The quick brown fox {}~|"]);
         assert_eq!(shown.styles[..2], [Some(Style::Warning), Some(Style::Plain)]);
         shown.compare(SAID).unwrap();
         assert!(

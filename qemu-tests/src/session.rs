@@ -1,27 +1,32 @@
 //! One run of the kernel for a person: `cargo run`, and `cargo run --package kernel` through `run PATH`.
 //!
 //! The guest's text goes to standard output, what is typed goes to the guest. [`boot()`] decides for a host: this machine's
-//! KVM, or the same program with the same options inside the nested host, with everything passed through.
+//! KVM, or the same program with the same options inside the nested host, with everything passed through. Terminal and keys are in
+//! [`terminal`](crate::terminal), the log's file in [`logs`](crate::logs).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcsetattr};
+use boot::image::KernelImage;
 
 use crate::guest::Verdict;
-use crate::host::{self, Host};
+use crate::host::{self, Choice, Host};
+use crate::image::Format;
+use crate::logs::LogFile;
 use crate::nested::middle::{Ground, Middle};
 use crate::nested::wire::{Frame, Kind};
 use crate::nested::{Clock, Job, paths};
 use crate::progress::{Step, say};
 use crate::qemu::{Accelerator, Machine, Start};
 use crate::scenarios::judge::status;
+use crate::terminal::{Filter, Terminal, read_keys};
+use crate::uefi::{Disk, Parts};
 use crate::vm::{Ending, Event, Outcome, Vm, Watcher, follow};
-use crate::{build, cli, tools};
+use crate::{build, cli, openvmm, tools};
 
 /// What the keys do while a guest runs.
 const KEYS: &str = "Ctrl-C or Ctrl-A x ends the run, Ctrl-A c and Ctrl-A a send Ctrl-C and Ctrl-A to the guest";
@@ -49,6 +54,10 @@ pub fn boot(options: &cli::Boot, image: Option<&Path>) -> Result<bool> {
     if options.deterministic && host == Host::Kvm && !options.relayed {
         bail!("--deterministic needs the nested host: add `--host nested`");
     }
+    let openvmm = match options.host {
+        Choice::Openvmm => Some(openvmm::find()?),
+        _ => None,
+    };
     let built;
     let image = match image {
         Some(image) => image,
@@ -57,10 +66,32 @@ pub fn boot(options: &cli::Boot, image: Option<&Path>) -> Result<bool> {
             &built
         }
     };
-    match host {
-        Host::Kvm => local(options, image),
-        Host::Nested => nested(options, image),
+    let parts = match &openvmm {
+        None if by_uefi(options, image)? => Some(Parts::prepare()?),
+        _ => None,
+    };
+    match (host, openvmm) {
+        (Host::Kvm, Some(program)) => openvmm_here(options, image, &[program.to_string_lossy().into_owned()]),
+        (Host::Kvm, None) if !options.openvmm.is_empty() => openvmm_here(options, image, &options.openvmm),
+        (Host::Kvm, None) => local(options, image, parts.or_else(|| options.uefi.parts()).as_ref()),
+        (Host::Nested, openvmm) => nested(options, image, parts.as_ref(), openvmm.as_deref()),
     }
+}
+
+/// Whether `image` is to be booted by UEFI: unless the user or a runner outside decided otherwise, or our loader does not know it.
+fn by_uefi(options: &cli::Boot, image: &Path) -> Result<bool> {
+    if options.direct || options.relayed {
+        return Ok(false);
+    }
+    let file = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
+    if let Err(why) = KernelImage::parse(&file) {
+        say(&format!(
+            "{} is booted directly: for our UEFI loader {why}",
+            image.display()
+        ));
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 /// Whether the run ends by itself.
@@ -90,30 +121,38 @@ fn limit(options: &cli::Boot) -> Option<Duration> {
         .map(Duration::from_secs)
 }
 
-fn local(options: &cli::Boot, image: &Path) -> Result<bool> {
+fn local(options: &cli::Boot, image: &Path, parts: Option<&Parts>) -> Result<bool> {
     let qemu = tools::qemu()?;
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let cmdline = command_line(options);
+    let start = match parts {
+        Some(parts) => {
+            let kernel = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
+            let disk = Disk {
+                kernel: Some(&kernel),
+                command_line: &cmdline,
+                format: Format::Raw,
+            };
+            parts.machine(&disk, true, folder.path())?
+        }
+        None => Start::Direct {
+            kernel: image.to_path_buf(),
+            cmdline,
+        },
+    };
+    let mut extra = vec!["-device".to_owned(), "hv-balloon,status-report=on".to_owned()];
+    extra.extend(options.extra.iter().cloned());
     let machine = Machine {
         accelerator: Accelerator::Hyperv,
-        start: Start::Direct {
-            kernel: image.to_path_buf(),
-            cmdline: command_line(options),
-        },
+        start,
         reboots: false,
         memory: options.memory.clone(),
         cpus: options.cpus,
         uart: true,
-        extra: vec!["-device".to_owned(), "hv-balloon,status-report=on".to_owned()],
+        extra,
     };
-    let log = if options.relayed {
-        PathBuf::from(LOG)
-    } else {
-        log_file(options)?
-    };
-    let mut vm = Vm::start(
-        &qemu,
-        &machine,
-        File::create(&log).with_context(|| format!("cannot write {}", log.display()))?,
-    )?;
+    let log = log_file(options)?;
+    let mut vm = Vm::start(&qemu, &machine, log.file()?)?;
     let terminal = if options.relayed {
         let queue = vm.queue();
         std::thread::spawn(move || relay_input(&queue));
@@ -127,14 +166,60 @@ fn local(options: &cli::Boot, image: &Path) -> Result<bool> {
         std::thread::spawn(move || read_keys(&mut |key| queue.send(key).is_ok()));
         terminal
     };
-    let outcome = follow(&mut vm, limit(options), &mut Console)?;
+    let outcome = follow(&mut vm, limit(options), &mut Console::default())?;
     drop(terminal);
+    finish(options, &outcome, &log)
+}
+
+/// Runs the kernel in OpenVMM on this machine.
+fn openvmm_here(options: &cli::Boot, image: &Path, program: &[String]) -> Result<bool> {
+    let log = log_file(options)?;
+    let machine = openvmm::Machine {
+        program,
+        kernel: image,
+        // There is no isa-debug-exit.
+        cmdline: format!("exit=poweroff {}", command_line(options)).replace(" exit=qemu", ""),
+        memory: &options.memory,
+        cpus: options.cpus,
+        extra: &options.extra,
+    };
+    let interactive = !once(options);
+    let (queue, events) = std::sync::mpsc::channel();
+    let terminal = if interactive && !options.relayed {
+        say(KEYS);
+        Terminal::raw()?
+    } else {
+        None
+    };
+    if interactive {
+        let queue = queue.clone();
+        if options.relayed {
+            std::thread::spawn(move || relay_input(&queue));
+        } else {
+            std::thread::spawn(move || read_keys(&mut |key| queue.send(key).is_ok()));
+        }
+    }
+    let mut console = Console::default();
+    let outcome = openvmm::run(
+        &machine,
+        queue,
+        &events,
+        limit(options),
+        &mut log.file()?,
+        &mut |text| console.show(text),
+    )?;
+    drop(terminal);
+    finish(options, &outcome, &log)
+}
+
+/// What is done after a run on this machine.
+fn finish(options: &cli::Boot, outcome: &Outcome, log: &LogFile) -> Result<bool> {
     if let (Some(report), Some(file)) = (&outcome.report, report_file(options)) {
         write_report(&file, serde_json::to_string_pretty(report)?.as_bytes())?;
     }
-    let result = verdict(&outcome, options);
+    let result = verdict(outcome, options);
     if !options.relayed {
-        conclude(result.as_ref().err().map(String::as_str), options, &log);
+        conclude(result.as_ref().err().map(String::as_str), options, log.path());
     } else if let Err(why) = &result {
         say(why);
     }
@@ -183,18 +268,13 @@ fn conclude(failure: Option<&str>, options: &cli::Boot, log: &Path) {
     }
 }
 
-/// The log of this run: of its own with `--keep-logs`, otherwise the one of the last run is overwritten.
-fn log_file(options: &cli::Boot) -> Result<PathBuf> {
-    let folder = log_folder()?;
-    let name = if options.keep_logs {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        format!("boot-{}.log", now.as_secs())
+/// The log of this run.
+fn log_file(options: &cli::Boot) -> Result<LogFile> {
+    if options.relayed {
+        LogFile::relayed(Path::new(LOG))
     } else {
-        "boot.log".to_owned()
-    };
-    Ok(folder.join(name))
+        LogFile::take(&log_folder()?, options.keep_logs)
+    }
 }
 
 /// The folder for logs: `vm-logs` in the target folder in which this program lies.
@@ -214,22 +294,29 @@ pub fn log_folder() -> Result<PathBuf> {
     Ok(folder)
 }
 
-struct Console;
+/// Shows the guest's text.
+#[derive(Debug, Default)]
+struct Console {
+    filter: Filter,
+}
 
-impl Watcher for Console {
-    fn text(&mut self, _vm: &mut Vm, bytes: &[u8]) -> Result<()> {
-        print(bytes)
+impl Console {
+    fn show(&mut self, bytes: &[u8]) -> Result<()> {
+        let text = self.filter.feed(bytes);
+        let mut out = std::io::stdout().lock();
+        out.write_all(&text)
+            .and_then(|()| out.flush())
+            .context("standard output is closed")
     }
 }
 
-fn print(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .context("standard output is closed")
+impl Watcher for Console {
+    fn text(&mut self, _vm: &mut Vm, bytes: &[u8]) -> Result<()> {
+        self.show(bytes)
+    }
 }
 
-fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
+fn nested(options: &cli::Boot, image: &Path, parts: Option<&Parts>, openvmm: Option<&Path>) -> Result<bool> {
     let ground = Ground::prepare()?;
     let log = log_file(options)?;
     let mut arguments: Vec<String> = ["run", "--host", "kvm", "--relayed"].map(str::to_owned).to_vec();
@@ -244,28 +331,34 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
     if let Some(limit) = limit(options) {
         arguments.push(format!("--timeout={}", limit.as_secs()));
     }
+    let mut files = vec![("kernel".to_owned(), image.to_path_buf())];
+    if let Some(parts) = parts {
+        files.extend(parts.files());
+        arguments.extend(Parts::inside().arguments());
+    }
+    if let Some(program) = openvmm {
+        let along = openvmm::inside(program)?;
+        files.extend(along.files);
+        arguments.extend(along.program.iter().map(|word| format!("--openvmm={word}")));
+    }
+    arguments.extend(options.extra.iter().map(|word| format!("--argument={word}")));
     arguments.push(format!("{}/kernel", paths::FILES));
     let job = Job { arguments, input: true };
-    let clock = if options.deterministic {
-        Clock::Deterministic
-    } else {
-        Clock::Real
+    let clock = match (options.deterministic, parts.is_some(), once(options)) {
+        (true, _, _) | (_, true, true) => Clock::Deterministic,
+        (_, true, false) => Clock::Steady,
+        _ => Clock::Real,
     };
-    let console = log.with_extension("middle.log");
+    let console = log.path().with_extension("middle.log");
     let runner = std::env::current_exe()?;
     let step = Step::start("starting the middle Linux, in which KVM has Hyper-V");
-    let mut middle = Middle::start(
-        &ground,
-        clock,
-        &runner,
-        vec![job],
-        &[("kernel".to_owned(), image.to_path_buf())],
-        &console,
-    )?;
+    let mut middle = Middle::start(&ground, clock, &runner, vec![job], &files, &console)?;
     let mut patience = Duration::from_secs(300);
     let mut step = Some(step);
     let mut terminal = None;
-    let mut text = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut text = log.file()?;
+    let mut shown = Console::default();
+    let mut firmware = None;
     let (mut whole_log, mut failure) = (false, None);
     loop {
         let frame = middle.next(patience)?;
@@ -274,6 +367,7 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
             Kind::Begin => {
                 if let Some(step) = step.take() {
                     step.done("the middle Linux is up");
+                    firmware = parts.map(|_| Step::start("UEFI firmware looks for the loader"));
                 }
                 patience = if once(options) {
                     Duration::from_secs(900)
@@ -288,8 +382,11 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
                 }
             }
             Kind::Out => {
+                if let Some(step) = firmware.take() {
+                    step.done("the firmware is up");
+                }
                 text.write_all(&frame.payload)?;
-                print(&frame.payload)?;
+                shown.show(&frame.payload)?;
             }
             Kind::Err => {
                 let said = String::from_utf8_lossy(&frame.payload).trim_end().to_owned();
@@ -309,7 +406,7 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
                 match (name, &options.report) {
                     (name, Some(report)) if name == REPORT.as_bytes() => write_report(report, content)?,
                     (name, _) if name == LOG.as_bytes() => {
-                        fs::write(&log, content)?;
+                        fs::write(log.path(), content)?;
                         whole_log = true;
                     }
                     _ => {}
@@ -323,7 +420,7 @@ fn nested(options: &cli::Boot, image: &Path) -> Result<bool> {
                 let good = ended == "0" || ended == "killed";
                 let why = (!good).then(|| failure.unwrap_or_else(|| format!("the runner inside ended with {ended}")));
                 debug_assert!(whole_log || ended == "killed");
-                conclude(why.as_deref(), options, &log);
+                conclude(why.as_deref(), options, log.path());
                 return Ok(good);
             }
             Kind::In | Kind::Stop | Kind::Trouble => {}
@@ -338,34 +435,6 @@ fn key_frame(key: Event) -> Frame {
     }
 }
 
-/// The terminal in raw mode; dropping it restores what was.
-#[derive(Debug)]
-struct Terminal {
-    before: Termios,
-}
-
-impl Terminal {
-    fn raw() -> Result<Option<Self>> {
-        let stdin = std::io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(None);
-        }
-        let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        // Our own lines end with a bare newline.
-        raw.output_modes |= OutputModes::OPOST;
-        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Some(Self { before }))
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
-    }
-}
-
 fn relay_input(queue: &Sender<Event>) {
     let mut buffer = [0; 1024];
     let mut stdin = std::io::stdin();
@@ -376,67 +445,5 @@ fn relay_input(queue: &Sender<Event>) {
         {
             return;
         }
-    }
-}
-
-/// Reads what the user types until `send` refuses.
-fn read_keys(send: &mut dyn FnMut(Event) -> bool) {
-    let mut keys = Keys::default();
-    let mut buffer = [0; 1024];
-    let mut stdin = std::io::stdin();
-    while let Ok(count @ 1..) = stdin.read(&mut buffer) {
-        for event in keys.feed(buffer.get(..count).unwrap_or_default()) {
-            if !send(event) {
-                return;
-            }
-        }
-    }
-}
-
-/// Tells keys for us from keys for the guest.
-#[derive(Debug, Default)]
-struct Keys {
-    escaped: bool,
-}
-
-impl Keys {
-    fn feed(&mut self, bytes: &[u8]) -> Vec<Event> {
-        const CTRL_A: u8 = 1;
-        const CTRL_C: u8 = 3;
-        let mut events = Vec::new();
-        let mut typed = Vec::new();
-        for &byte in bytes {
-            match (std::mem::take(&mut self.escaped), byte) {
-                (false, CTRL_A) => self.escaped = true,
-                (true, b'x') | (false, CTRL_C) => {
-                    events.push(Event::Quit);
-                    return events;
-                }
-                (true, b'c') => typed.push(CTRL_C),
-                (true, b'a') => typed.push(CTRL_A),
-                (_, byte) => typed.push(byte),
-            }
-        }
-        if !typed.is_empty() {
-            events.push(Event::Typed(typed));
-        }
-        events
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys() {
-        let mut keys = Keys::default();
-        let mut shown = |bytes: &[u8]| format!("{:?}", keys.feed(bytes));
-        assert_eq!(shown(b"ab"), "[Typed([97, 98])]");
-        assert_eq!(shown(b"\x01"), "[]");
-        assert_eq!(shown(b"a\x01c"), "[Typed([1, 3])]");
-        assert_eq!(shown(b"\x01x"), "[Quit]");
-        assert_eq!(shown(b"\x03"), "[Quit]");
-        assert_eq!(shown(b"x"), "[Typed([120])]");
     }
 }

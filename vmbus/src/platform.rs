@@ -115,7 +115,8 @@ pub unsafe trait Platform: Sync {
     /// Allocates `page_count` (at least 1) pages of 4 KiB that the host may read and write, contiguous in the kernel's
     /// address space; their guest-physical addresses need not be contiguous.
     ///
-    /// Called in task context, never from the interrupt entry.
+    /// Called in task context, never from the interrupt entry; sometimes inside [`Platform::enter_dispatch`], so it must not
+    /// wait for another task.
     ///
     /// # Errors
     ///
@@ -128,7 +129,9 @@ pub unsafe trait Platform: Sync {
     /// host here.
     fn allocate_pages(&self, page_count: usize, page_use: PageUse) -> Result<NonNull<u8>, OutOfPages>;
 
-    /// Takes back a block from [`Platform::allocate_pages`].
+    /// Takes back a block from [`Platform::allocate_pages`]. Called in task context *and in deferred work* (the host gives
+    /// memory up when it likes), also inside [`Platform::enter_dispatch`]: it must not wait. The same holds for the heap:
+    /// memory goes back to it in deferred work, though none is taken there.
     ///
     /// # Safety
     ///

@@ -23,10 +23,7 @@ impl<T> Lock<T> {
 
     /// Enters a dispatch section and takes the lock. Context: task or deferred work.
     pub fn lock(&self, platform: &'static dyn Platform) -> LockGuard<'_, T> {
-        let section = DispatchSection {
-            platform,
-            token: Some(platform.enter_dispatch()),
-        };
+        let section = DispatchSection::enter(platform);
         LockGuard {
             guard: self.inner.lock(),
             _section: section,
@@ -53,10 +50,20 @@ impl<T: fmt::Debug> fmt::Debug for Lock<T> {
     }
 }
 
-/// A dispatch section of the platform, left when dropped.
-struct DispatchSection {
+/// A dispatch section of the platform, left when dropped: meanwhile the caller stays on its processor, and no deferred work
+/// of this crate runs there.
+pub(crate) struct DispatchSection {
     platform: &'static dyn Platform,
     token: Option<DispatchToken>,
+}
+
+impl DispatchSection {
+    pub(crate) fn enter(platform: &'static dyn Platform) -> Self {
+        Self {
+            platform,
+            token: Some(platform.enter_dispatch()),
+        }
+    }
 }
 
 impl Drop for DispatchSection {

@@ -22,6 +22,10 @@ pub fn rows(bus: &Bus) -> Vec<Device> {
                 DYNAMIC_MEMORY => super::dynamic_memory::state().to_string(),
                 _ => "offered".to_string(),
             },
+            counters: match offer.class {
+                DYNAMIC_MEMORY => super::dynamic_memory::shown().and_then(|shown| shown.channel),
+                _ => None,
+            },
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.channel).cmp(&(&b.name, b.channel)));

@@ -9,7 +9,7 @@ use vmbus::Deadline;
 use vmbus::device::dynamic_memory::{
     AddRefused, CLASS, Config, Counters, DynamicMemory, Figures, MemoryPool, PageRange, Progress, State,
 };
-use vmbus::kmcl::Instance;
+use vmbus::kmcl::{self, Instance};
 use vmbus::memory::Pfn;
 
 use super::bus;
@@ -87,6 +87,8 @@ pub struct Shown {
     pub held_pages: u64,
     /// What has happened.
     pub counters: Counters,
+    /// What the channel has done, while it is open.
+    pub channel: Option<kmcl::Counters>,
 }
 
 struct Shared {
@@ -204,6 +206,7 @@ fn run() {
             state: engine.state(),
             held_pages: engine.held().page_count(),
             counters: *engine.counters(),
+            channel: driver.channel_counters(),
         };
         SHARED.lock().shown = Some(shown);
         if progress == Progress::More {

@@ -155,11 +155,15 @@ pub fn balloon_give_back(range: FrameRange) -> Result<(), NotTaken> {
     FRAMES.lock().deflate(range)
 }
 
+/// The fewest frames that [`add`] takes. A host that scattered single ones over the address space would take more of the kernel's
+/// memory, for the page tables, than it gives.
+const SMALLEST_ADDITION: u64 = 512;
+
 /// Takes memory that appeared while running, at any address, and returns how many bytes of it the kernel can use.
 ///
 /// # Errors
 ///
-/// [`MemoryError`] if it is known already, too small or out of reach; then nothing is changed.
+/// [`MemoryError`] if it is known already, too small or out of reach; then no memory is added.
 ///
 /// # Safety
 ///
@@ -167,7 +171,10 @@ pub fn balloon_give_back(range: FrameRange) -> Result<(), NotTaken> {
 pub unsafe fn add(range: FrameRange) -> Result<u64, MemoryError> {
     let refused = MemoryError::CannotAdd(range.first.0);
     let end = range.first.0.checked_add(range.count).ok_or(refused)?;
-    if end > layout::DIRECT_MAP_SIZE / PAGE_SIZE || FRAMES.lock().is_known(range) || touches_boot_memory(range) {
+    if range.count < SMALLEST_ADDITION || end > layout::DIRECT_MAP_SIZE / PAGE_SIZE {
+        return Err(refused);
+    }
+    if FRAMES.lock().is_known(range) || touches_boot_memory(range) {
         return Err(refused);
     }
     let start = range.first.address();

@@ -51,6 +51,9 @@ fn work() -> Result<()> {
     for (kind, folder) in folders {
         mount(kind, folder, kind, MountFlags::empty(), None).with_context(|| format!("cannot mount {folder}"))?;
     }
+    // OpenVMM gets a terminal of our making.
+    fs::create_dir_all("/dev/pts")?;
+    mount("devpts", "/dev/pts", "devpts", MountFlags::empty(), None).context("cannot mount /dev/pts")?;
     let port = File::options()
         .read(true)
         .write(true)

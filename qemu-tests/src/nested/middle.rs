@@ -85,6 +85,7 @@ impl Middle {
         let mut command = ground.qemu.command();
         match clock {
             Clock::Real => command.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
+            Clock::Steady => command.args(["-accel", "tcg", "-icount", "shift=0,sleep=on", "-smp", "1"]),
             Clock::Deterministic => command.args(["-accel", "tcg", "-icount", "shift=0,sleep=off", "-smp", "1"]),
         };
         command.args(["-cpu", "EPYC,+svm,+npt", "-machine", "q35", "-m", "3G"]);

@@ -76,6 +76,16 @@ pub fn libraries(program: &[String]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Whether this is a program that is started by a dynamic loader; others must not be asked for their libraries, they would just run.
+#[must_use]
+pub fn has_loader(program: &[u8]) -> bool {
+    let Ok(file) = elf::ElfBytes::<elf::endian::AnyEndian>::minimal_parse(program) else {
+        return false;
+    };
+    file.segments()
+        .is_some_and(|segments| segments.iter().any(|segment| segment.p_type == elf::abi::PT_INTERP))
+}
+
 fn parse(output: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for line in output.lines() {

@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::Bus;
 use super::error::Error;
@@ -87,8 +87,8 @@ enum Farewell {
     Silent,
 }
 
-/// No processor runs a callback.
-const NOBODY: u32 = u32::MAX;
+/// Nobody runs a callback.
+const NOBODY: usize = usize::MAX;
 /// How often the callback is called in a row before others get their turn.
 const CALLBACKS_IN_A_ROW: u32 = 4;
 
@@ -112,7 +112,8 @@ pub struct ChannelCore {
     has_kick: AtomicBool,
     /// A callback runs.
     is_running: AtomicBool,
-    running_on: AtomicU32,
+    /// Which task runs it, or which processor's deferred work ([`Platform::current_task`](crate::Platform::current_task)).
+    runner: AtomicUsize,
     /// The owner dropped its handle in a callback of this channel.
     is_orphan: AtomicBool,
     /// Everything is undone but the entry in the table.
@@ -156,7 +157,7 @@ impl ChannelCore {
             has_signal: AtomicBool::new(false),
             has_kick: AtomicBool::new(false),
             is_running: AtomicBool::new(false),
-            running_on: AtomicU32::new(NOBODY),
+            runner: AtomicUsize::new(NOBODY),
             is_orphan: AtomicBool::new(false),
             is_undone: AtomicBool::new(false),
             is_finished: AtomicBool::new(false),
@@ -252,13 +253,12 @@ impl ChannelCore {
         }
     }
 
-    /// Returns true if this code runs in a callback of this channel.
-    ///
-    /// Known by the processor: on a system where [`Bus::process`] runs in a task, the answer is also true for another
-    /// task of the same processor that runs while a callback waits.
+    /// Returns true if this code runs in a callback of this channel: as [`Platform::current_task`](crate::Platform::current_task)
+    /// tells it.
     #[must_use]
     pub fn is_in_callback(&self) -> bool {
-        self.running_on.load(Ordering::Relaxed) == self.bus.platform.current_processor().0
+        // Relaxed: whoever runs it sees its own store, and nobody else's number is the same.
+        self.runner.load(Ordering::Relaxed) == self.bus.platform.current_task().0
     }
 
     /// Shares `memory` with the other end and returns the GPADL that names it. The memory comes back with
@@ -381,8 +381,7 @@ impl ChannelCore {
             if self.is_running.swap(true, Ordering::SeqCst) {
                 return;
             }
-            self.running_on
-                .store(self.bus.platform.current_processor().0, Ordering::Relaxed);
+            self.runner.store(self.bus.platform.current_task().0, Ordering::Relaxed);
             if self.has_signal.swap(false, Ordering::SeqCst) {
                 self.callbacks.fetch_add(1, Ordering::Relaxed);
                 self.sink.signalled(self);
@@ -390,7 +389,7 @@ impl ChannelCore {
             if self.is_rescinded.load(Ordering::Acquire) && !self.is_rescind_told.swap(true, Ordering::AcqRel) {
                 self.sink.rescinded(self);
             }
-            self.running_on.store(NOBODY, Ordering::Relaxed);
+            self.runner.store(NOBODY, Ordering::Relaxed);
             self.is_running.store(false, Ordering::SeqCst);
         }
     }

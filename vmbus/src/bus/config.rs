@@ -10,8 +10,8 @@ use crate::protocol::{Guid, Version};
 pub trait OfferEvents: Sync {
     /// Offers have come or gone since the last call; [`Bus::next_offer`](super::Bus::next_offer) tells which.
     ///
-    /// Called without any lock, in the context that looked at the messages: deferred work, or a task that waits in a
-    /// call to the bus. It must not wait.
+    /// Called without any lock, in the context that looked at the messages or that closed a channel whose device had been
+    /// offered anew: deferred work, or a task in a call to the bus. It must not wait.
     fn offers_changed(&self);
 }
 

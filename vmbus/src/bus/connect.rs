@@ -91,12 +91,14 @@ impl BusInner {
             ..SynicConfig::vmbus(self.config.vector)
         };
         let synic = Synic::enable(self.hypervisor, self.platform, config)?;
-        synic.set_flag_limit(self.table.flag_limit());
         let vp = self.hypervisor.vp_index();
         if let Some(processor) = self.processor(index) {
             processor.vp.store(vp.0, Ordering::Relaxed);
             // In a dispatch section, so that deferred work of this processor does not wait for the writer.
             let _order = self.messages.lock(self.platform);
+            // Under the lock that offers are taken in under: one that came between the look and the store would raise the limit
+            // of all processors but this one, which would then never see the channel's signals.
+            synic.set_flag_limit(self.table.flag_limit());
             *processor.synic.write() = Some(synic);
         }
         // What came before anybody could look.

@@ -82,6 +82,11 @@ impl BusInner {
                     None => continue,
                 }
             };
+            // The hypervisor hears from each processor only about its own queue, and that one finds its slot empty now.
+            if let Some(processor) = self.processors.get(index) {
+                processor.owes_end_of_message.store(true, Ordering::Release);
+            }
+            self.mark(ProcessorIndex(u32::try_from(index).unwrap_or(u32::MAX)));
             self.settle(note);
         }
     }
@@ -319,10 +324,9 @@ impl BusInner {
     /// Returns true if something waits in the slot or in the flags of a processor.
     pub(super) fn has_work(&self, index: ProcessorIndex) -> bool {
         self.processor(index).is_some_and(|processor| {
-            let synic = processor.synic.read();
-            synic
-                .as_ref()
-                .is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
+            processor.with_synic(self.platform, |synic| {
+                synic.is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
+            })
         })
     }
 }

@@ -162,21 +162,24 @@ impl<M: GpadlMemory> Gpadl<M> {
     pub(super) fn create(bus: Bus, offer: &Offer, place: usize, memory: M, deadline: Deadline) -> Result<Self, Error> {
         let memory = try_box(memory)?;
         let until = deadline.resolve(bus.0.now());
+        // First of all: a channel that is closed meanwhile, by another task, must not lose its entry to another offer.
+        if !bus.0.table.add_user(place, offer) {
+            return Err(Error::NotOpen(offer.channel));
+        }
         match bus.0.create_gpadl(offer, place, &*memory, until) {
-            Ok(id) => {
-                bus.0.table.add_user(place);
-                Ok(Self {
-                    bus,
-                    offer: *offer,
-                    place,
-                    id,
-                    memory: Some(memory),
-                })
-            }
+            Ok(id) => Ok(Self {
+                bus,
+                offer: *offer,
+                place,
+                id,
+                memory: Some(memory),
+            }),
             Err(NotCreated { error, maybe_held }) => {
                 if let Some(id) = maybe_held {
                     bus.0.withdraw_memory(offer, place, id, memory);
                 }
+                bus.0.table.remove_user(place);
+                bus.0.flush_releases();
                 Err(error)
             }
         }

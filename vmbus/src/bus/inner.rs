@@ -211,7 +211,7 @@ impl BusInner {
     /// Returns the hypervisor's number of a processor that is on-line for the bus.
     pub(super) fn online_vp(&self, index: ProcessorIndex) -> Option<VpIndex> {
         let processor = self.processor(index)?;
-        let is_online = processor.synic.read().is_some();
+        let is_online = processor.with_synic(self.platform, |synic| synic.is_some());
         is_online.then(|| VpIndex(processor.vp.load(Ordering::Relaxed)))
     }
 
@@ -351,24 +351,30 @@ impl BusInner {
         }
     }
 
-    /// Tells the other ends that channel ids are free, as far as they take it now. Never waits.
+    /// Tells the other ends that channel ids are free, as far as they take it now, and the operating system of offers that
+    /// were held back until then. Never waits.
     pub(super) fn flush_releases(&self) {
+        let mut is_shown = false;
         for _ in 0..RELEASES_AT_ONCE {
             let Some((place, channel)) = self.table.next_release() else {
-                return;
+                break;
             };
             let message = RelIdReleased::new(channel).encode();
             match self.try_post(Table::origin_of(channel), message.as_slice()) {
                 Err(Error::Hypercall(error)) if error.is_transient() || error == HypercallError::InvalidConnection => {
                     self.counters.busy_posts.add_one();
                     self.table.release_later(place);
-                    return;
+                    break;
                 }
                 // Nobody wants to know it any more.
                 Err(_) => {}
                 Ok(()) => self.counters.released_ids.add_one(),
             }
-            self.table.released(place);
+            is_shown |= self.table.released(place);
+        }
+        if is_shown {
+            // Perhaps nobody looks at messages for a long time: the driver that closed the old channel made this happen.
+            self.tell_offer_events();
         }
     }
 
@@ -435,11 +441,17 @@ impl BusInner {
     /// Makes a processor do its work soon.
     pub(super) fn mark(&self, index: ProcessorIndex) {
         if let Some(processor) = self.processor(index) {
-            // AcqRel: what there is to do is seen by who clears the mark.
-            if !processor.is_marked.swap(true, Ordering::AcqRel) {
+            // Release: what there is to do is seen by who clears the mark. SeqCst: see `process`.
+            if !processor.is_marked.swap(true, Ordering::SeqCst) {
                 self.platform.schedule_deferred(index);
             }
         }
+    }
+
+    /// As [`BusInner::mark`], and schedules in any case: the call that the mark stands for may have come and gone.
+    pub(super) fn mark_again(&self, index: ProcessorIndex, processor: &Processor) {
+        processor.is_marked.store(true, Ordering::SeqCst);
+        self.platform.schedule_deferred(index);
     }
 
     // ----- the server in this kernel

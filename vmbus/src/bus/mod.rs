@@ -281,8 +281,9 @@ impl Bus {
     #[must_use]
     pub fn end_of_interrupt(&self, processor: ProcessorIndex) -> Option<EndOfInterrupt> {
         let processor = self.0.processor(processor)?;
-        let synic = processor.synic.read();
-        synic.as_ref().map(crate::hyperv::Synic::end_of_interrupt)
+        processor.with_synic(self.platform(), |synic| {
+            synic.map(crate::hyperv::Synic::end_of_interrupt)
+        })
     }
 
     /// Notes an interrupt of the bus and schedules the processor's work. Nothing more: no lock, no allocation, no

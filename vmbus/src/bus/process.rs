@@ -27,12 +27,20 @@ impl BusInner {
         let Some(processor) = self.processor(index) else {
             return progress;
         };
-        // Acquire: pairs with the release below; the work before has ended.
-        if processor.is_processing.swap(true, Ordering::AcqRel) {
+        // Acquire: pairs with the store below; the work before has ended. SeqCst: whoever returns here has been marked, and
+        // the one that is at work sees the mark when it has ended.
+        if processor.is_processing.swap(true, Ordering::SeqCst) {
             return progress;
         }
         // Before looking, so that what comes from here on marks again.
         processor.is_marked.swap(false, Ordering::AcqRel);
+        if processor.owes_end_of_message.swap(false, Ordering::AcqRel) {
+            processor.with_synic(self.platform, |synic| {
+                if let Some(synic) = synic {
+                    synic.end_of_message();
+                }
+            });
+        }
         progress.signals = self.take_signals(index);
         self.run_kicks(index);
         if self.phase() == Phase::Down {
@@ -42,10 +50,15 @@ impl BusInner {
             self.free_due();
         }
         // Release: the next one sees what was done.
-        processor.is_processing.store(false, Ordering::Release);
-        if self.has_work(index) || processor.has_kicks.load(Ordering::Acquire) {
+        processor.is_processing.store(false, Ordering::SeqCst);
+        // A mark that was set meanwhile may have been scheduled for already, in vain: that call found this one at work and did
+        // nothing. Left standing, it would keep every later interrupt from scheduling.
+        if processor.is_marked.load(Ordering::SeqCst)
+            || processor.has_kicks.load(Ordering::Acquire)
+            || self.has_work(index)
+        {
             progress.is_more = true;
-            self.mark(index);
+            self.mark_again(index, processor);
         }
         progress
     }
@@ -53,14 +66,15 @@ impl BusInner {
     /// Takes the event flags and calls the callbacks of the channels that they are for.
     fn take_signals(&self, index: ProcessorIndex) -> usize {
         let mut flags = [0_u64; FLAG_WORDS];
-        if let Some(processor) = self.processor(index)
-            && let Some(synic) = processor.synic.read().as_ref()
-        {
-            synic.take_event_flags(SINT, |flag| {
-                let word = usize::try_from(flag / 64).ok().and_then(|word| flags.get_mut(word));
-                if let Some(word) = word {
-                    *word |= 1 << (flag % 64);
-                }
+        if let Some(processor) = self.processor(index) {
+            processor.with_synic(self.platform, |synic| {
+                let Some(synic) = synic else { return };
+                synic.take_event_flags(SINT, |flag| {
+                    let word = usize::try_from(flag / 64).ok().and_then(|word| flags.get_mut(word));
+                    if let Some(word) = word {
+                        *word |= 1 << (flag % 64);
+                    }
+                });
             });
         }
         // No lock is held from here on.

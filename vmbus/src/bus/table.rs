@@ -134,6 +134,10 @@ impl Table {
         }
     }
 
+    fn next_sequence(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Takes an offer in.
     pub(super) fn admit(&self, mut offer: Offer) -> (Admission, Offer) {
         if self.place_word(offer.origin, offer.channel).is_none() {
@@ -155,7 +159,7 @@ impl Table {
         let Some((place, free)) = entries.iter_mut().enumerate().find(|(_, entry)| entry.is_none()) else {
             return (Admission::NoRoom, offer);
         };
-        offer.sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        offer.sequence = self.next_sequence();
         *free = Some(Entry {
             offer,
             is_held,
@@ -267,9 +271,14 @@ impl Table {
         });
     }
 
-    /// Notes a further user of an entry that has one: a GPADL.
-    pub(super) fn add_user(&self, place: usize) {
-        self.with_entry(place, |entry| entry.users = entry.users.saturating_add(1));
+    /// Notes a further user of an offer's entry: a GPADL. Returns false if the entry is another offer's by now.
+    pub(super) fn add_user(&self, place: usize, offer: &Offer) -> bool {
+        let added = self.with_entry(place, |entry| {
+            let is_same = entry.offer.sequence == offer.sequence;
+            entry.users = entry.users.saturating_add(u32::from(is_same));
+            is_same
+        });
+        added.unwrap_or(false)
     }
 
     /// Notes that a user is gone.
@@ -323,6 +332,8 @@ impl Table {
                 break;
             };
             entry.is_held = false;
+            // It comes now: an observer that has seen a younger offer in the meantime is still to see this one.
+            entry.offer.sequence = self.next_sequence();
             self.name(&entry.offer, Some(next));
             self.changed();
             is_shown = true;

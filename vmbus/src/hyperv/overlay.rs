@@ -9,7 +9,8 @@ use core::mem::ManuallyDrop;
 use super::registers::{PageRegister, PageRegisterValue, Registers};
 use crate::Platform;
 use crate::memory::{Pfn, SharedPages};
-use crate::platform::{DispatchToken, NotMapped, OutOfPages, PageUse, ProcessorIndex};
+use crate::platform::{NotMapped, OutOfPages, PageUse, ProcessorIndex};
+use crate::sync::DispatchSection;
 
 /// Why a page could not be turned on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,27 +112,4 @@ impl Overlay {
 
 fn holds(value: PageRegisterValue, page: Pfn) -> bool {
     value.is_enabled() && value.page() == page
-}
-
-/// A section in which the caller stays on its processor.
-pub(super) struct DispatchSection {
-    platform: &'static dyn Platform,
-    token: Option<DispatchToken>,
-}
-
-impl DispatchSection {
-    pub(super) fn enter(platform: &'static dyn Platform) -> Self {
-        Self {
-            platform,
-            token: Some(platform.enter_dispatch()),
-        }
-    }
-}
-
-impl Drop for DispatchSection {
-    fn drop(&mut self) {
-        if let Some(token) = self.token.take() {
-            self.platform.leave_dispatch(token);
-        }
-    }
 }

@@ -8,12 +8,13 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use super::cpuid::{Capabilities, Privileges};
 use super::hypervisor::Hypervisor;
 use super::message::Message;
-use super::overlay::{DispatchSection, Overlay, OverlayError, Scope};
+use super::overlay::{Overlay, OverlayError, Scope};
 use super::registers::{PageRegister, Register, Registers};
 use super::timer;
 use crate::Platform;
 use crate::memory::{OutOfRange, SharedPages};
 use crate::platform::{NotMapped, OutOfPages, PageUse, ProcessorIndex};
+use crate::sync::DispatchSection;
 
 /// How many event flags a synthetic interrupt source has.
 pub const EVENT_FLAG_COUNT: u32 = 2048;
@@ -262,6 +263,14 @@ impl Synic {
     #[must_use]
     pub fn take_message_in_emergency(&self, sint: u8) -> Option<Message> {
         self.take(sint, Release::IfUnchanged)
+    }
+
+    /// Lets the hypervisor deliver the messages that wait for a slot. [`Synic::take_message`] does so where it is needed; this
+    /// is for the controller's own processor after another one has emptied a slot
+    /// ([`Synic::take_message_in_emergency`]), because the hypervisor looks at the queue of the processor that asks. On the
+    /// controller's processor.
+    pub fn end_of_message(&self) {
+        self.hypervisor.registers().write(Register::EOM, 0);
     }
 
     pub(super) fn message_slot(&self, sint: u8) -> Result<MessageSlot<'_>, OutOfRange> {

@@ -164,6 +164,33 @@ fn c4_a_device_offered_anew_while_in_use_is_held_back_until_the_old_channel_is_c
 }
 
 #[test]
+fn c4_an_offer_that_was_held_back_is_told_of_and_seen_when_the_old_channel_closes() {
+    static HOOK: Hook = Hook(std::sync::atomic::AtomicU32::new(0));
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect_with(Config {
+        offer_events: Some(&HOOK),
+        ..Config::default()
+    });
+    let (old, _) = open(&bus, channel);
+    let mut cursor = OfferCursor::default();
+    assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, channel);
+    ground.host.rescind(channel.0);
+    let new = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    // A younger offer of another device, which is shown and seen first.
+    let other = ChannelId(ground.host.offer(model::Offer::new(CLASS, OTHER_INSTANCE)));
+    ground.settle(&bus);
+    assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, other);
+    assert!(bus.next_offer(&mut cursor).is_none(), "held back");
+    let told = HOOK.0.load(Ordering::SeqCst);
+    old.close(SECOND).unwrap();
+    // No message of the host comes after this one: nobody else would tell.
+    assert_eq!(HOOK.0.load(Ordering::SeqCst), told + 1);
+    assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, new);
+    assert!(bus.next_offer(&mut cursor).is_none());
+    ground.finish(bus);
+}
+
+#[test]
 fn c4_the_same_id_offered_anew_while_in_use_is_held_back() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
@@ -315,4 +342,20 @@ fn offers_before_they_were_asked_for_are_ignored() {
     let bus = ground.connect();
     assert_eq!((bus.offers().count(), bus.counters().refused_offers), (0, 1));
     ground.finish(bus);
+}
+
+#[test]
+fn c1_memory_is_not_counted_for_an_offer_that_took_the_place_of_its_own() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let old = bus.offer(channel).unwrap();
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    ground.host.send_raw(&offer_message(channel.0, 9));
+    ground.settle(&bus);
+    let new = bus.offer(channel).unwrap();
+    let place = bus.0.table.shown_from(0).unwrap().0;
+    assert!(!bus.0.table.add_user(place, &old));
+    assert!(bus.0.table.add_user(place, &new));
+    bus.0.table.remove_user(place);
 }

@@ -203,3 +203,101 @@ fn c6_a_silent_host_keeps_the_earlier_target() {
     assert_eq!(opened.target(), ProcessorIndex(0));
     opened.close(SECOND).unwrap();
 }
+
+/// An interrupt comes while a callback runs, and the work that it asks for is done at once, by another worker of the same
+/// processor.
+struct Interrupted {
+    bus: Bus,
+    platform: &'static FakePlatform,
+    has_run: AtomicBool,
+}
+
+impl ChannelSink for Interrupted {
+    fn signalled(&self, _: &ChannelCore) {
+        if !self.has_run.swap(true, Ordering::SeqCst) {
+            self.platform.take_deferred();
+            self.bus.acknowledge_interrupt(ProcessorIndex(0));
+            assert_eq!(self.platform.take_deferred(), [ProcessorIndex(0)]);
+            let progress = self.bus.process(ProcessorIndex(0));
+            assert_eq!(progress, Progress::default(), "somebody is at work already");
+        }
+    }
+
+    fn rescinded(&self, _: &ChannelCore) {}
+}
+
+#[test]
+fn an_interrupt_whose_work_found_another_call_under_way_is_not_forgotten() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    let sink = Interrupted {
+        bus: bus.clone(),
+        platform: ground.platform,
+        has_run: AtomicBool::new(false),
+    };
+    let opened = bus.open(channel, &OpenParameters::default(), sink, SECOND).unwrap();
+    let progress = bus.process(ProcessorIndex(0));
+    assert!(progress.is_more, "the mark stands, so there may be more to do");
+    assert_eq!(ground.platform.take_deferred(), [ProcessorIndex(0)]);
+    bus.process(ProcessorIndex(0));
+    ground.platform.take_deferred();
+    // The next interrupt is as good as the first.
+    bus.acknowledge_interrupt(ProcessorIndex(0));
+    assert_eq!(ground.platform.take_deferred(), [ProcessorIndex(0)]);
+    opened.close(SECOND).unwrap();
+    ground.finish(bus);
+}
+
+#[test]
+fn c8_an_end_that_is_asked_for_elsewhere_does_not_stall_the_message_processor() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let bus = ground.connect_with(Config {
+        processors: 2,
+        ..Config::default()
+    });
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    // More messages than the slot of processor 0 holds: the others wait for it to say that the slot is free.
+    for instance in [INSTANCE, OTHER_INSTANCE, "1eccfd72-4b41-45ef-b73a-4a6e44c12926"] {
+        ground.host.offer(model::Offer::new(CLASS, instance));
+    }
+    ground.host.run();
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.disconnect(Deadline::seconds(20)).unwrap();
+    }
+    ground.hypervisor.disable_hypercalls().unwrap();
+    assert!(ground.host.is_at_rest());
+    ground.check();
+}
+
+#[test]
+fn another_task_of_the_same_processor_is_not_taken_for_the_callback() {
+    let (ground, channel) = Ground::with_channel();
+    ground.platform.use_real_time();
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    let (is_in, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let sink = Stays {
+        is_in: is_in.clone(),
+        may_go: may_go.clone(),
+    };
+    let opened = bus.open(channel, &OpenParameters::default(), sink, SECOND).unwrap();
+    std::thread::scope(|scope| {
+        let bus = &bus;
+        opened.schedule();
+        scope.spawn(|| bus.process(ProcessorIndex(0)));
+        while !is_in.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        assert!(!opened.is_in_callback());
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            may_go.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(opened.close(Deadline::seconds(30)), Ok(()), "it waits for the callback");
+        assert!(!is_in.load(Ordering::SeqCst));
+    });
+    ground.finish(bus);
+}

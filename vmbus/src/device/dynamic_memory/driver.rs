@@ -155,6 +155,12 @@ impl<P: MemoryPool> DynamicMemory<P> {
         }
     }
 
+    /// Returns what the channel has done since it was opened; `None` while there is none.
+    #[must_use]
+    pub fn channel_counters(&self) -> Option<crate::kmcl::Counters> {
+        self.channel.as_ref().map(Channel::counters)
+    }
+
     /// Closes the channel. The pages that the host has stay untouched.
     ///
     /// # Errors
