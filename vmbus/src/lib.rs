@@ -2,7 +2,6 @@
 #![cfg_attr(not(test), no_std)]
 // Tests may allocate as they like; the library asks and may be refused.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_macros))]
-
 // Under `--cfg loom` only what its models check is built: the rings.
 #![cfg_attr(loom, allow(dead_code, reason = "what uses it is not built for the models"))]
 
