@@ -218,8 +218,21 @@ impl fmt::Display for Report {
                 Size(hot_added)
             ),
         )?;
-        for (name, value) in &self.kernel {
-            row(name, format_args!("{value}"))?;
+        let known = |name: &str| self.kernel.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
+        if let (Some(version), Some(boot), Some(processors)) = (known("version"), known("boot"), known("processors")) {
+            row(
+                "kernel",
+                format_args!("{version}, booted by {boot}, processors found: {processors}"),
+            )?;
+        }
+        if let (Some(clock), Some(Value::Number(hertz)), Some(source)) =
+            (known("clock"), known("clock_hz"), known("clock_source"))
+        {
+            let (mhz, khz) = (hertz / 1_000_000, hertz / 1000 % 1000);
+            row("clock", format_args!("{clock}; TSC {mhz}.{khz:03} MHz ({source})"))?;
+        }
+        if let (Some(apic), Some(timer)) = (known("apic"), known("timer")) {
+            row("interrupts", format_args!("{apic}; timer: {timer}"))?;
         }
         if !self.phases.is_empty() {
             writeln!(f, "{rule}\n  {:<24} {:>14}", "phase", "reached at")?;
@@ -305,7 +318,14 @@ mod tests {
                 hot_added: 0,
                 bookkeeping: 8192,
             },
-            kernel: vec![("boot", Value::Text("pvh".into())), ("processors", Value::Number(2))],
+            kernel: vec![
+                ("boot", Value::Text("pvh".into())),
+                ("processors", Value::Number(2)),
+                ("version", Value::Text("1.2.3".into())),
+                ("clock", Value::Text("tsc".into())),
+                ("clock_hz", Value::Number(2_400_050_000)),
+                ("clock_source", Value::Text("measured".into())),
+            ],
         }
     }
 
@@ -316,7 +336,7 @@ mod tests {
             "{\"hypervisor\":\"Hyper-V\",\"vmbus\":{\"version\":\"4.0\"},\"devices\":[{\"name\":\"dynamic \\\"memory\\\"\\u000a\",\
              \"class\":\"525074dc-8985-46e2-8057-a307dc18a502\",\"instance\":\"1eccfd72-4b41-45ef-b73a-4a6e44c12924\",\
              \"channel\":1,\"state\":\"running\"}],\"phases_ns\":{\"connected\":1234567},\"memory\":{\"total\":67108864,\
-             \"free\":1048576,\"ballooned\":4096,\"hot_added\":0},\"kernel\":{\"boot\":\"pvh\",\"processors\":2}}"
+             \"free\":1048576,\"ballooned\":4096,\"hot_added\":0},\"kernel\":{\"boot\":\"pvh\",\"processors\":2,\"version\":\"1.2.3\",\"clock\":\"tsc\",\"clock_hz\":2400050000,\"clock_source\":\"measured\"}}"
         );
         let empty = Report {
             vmbus_version: None,
@@ -350,6 +370,14 @@ mod tests {
             text.contains("    packets_sent                     7  bytes_received          4294967295\n    outgoing_outstanding             1\n"),
             "{text}"
         );
+        assert!(
+            text.contains("  kernel         1.2.3, booted by pvh, processors found: 2\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("  clock          tsc; TSC 2400.050 MHz (measured)\n"),
+            "{text}"
+        );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 
@@ -361,6 +389,14 @@ mod tests {
         assert!(text.contains("  connected                       1.234 ms\n"), "{text}");
         assert!(
             text.contains("  memory         64 MiB total, 1024 KiB free, 4 KiB ballooned, 0 KiB added\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("  kernel         1.2.3, booted by pvh, processors found: 2\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("  clock          tsc; TSC 2400.050 MHz (measured)\n"),
             "{text}"
         );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
