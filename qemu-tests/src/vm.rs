@@ -131,6 +131,18 @@ impl Vm {
         self.queue.clone()
     }
 
+    /// Asks QEMU to end, which it may do before it answers.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::execute`].
+    pub fn quit(&mut self) -> Result<()> {
+        match self.execute("quit", &Value::Null) {
+            Err(_) if matches!(self.backlog.back(), Some(Event::Closed)) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
     /// Runs a QMP command and waits for its answer; whatever else happens meanwhile is kept for later.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use boot::command_line::ProtocolVersion;
 use spin::Once;
-use vmbus::bus::{Bus, Config, ConnectError};
+use vmbus::bus::{Bus, Config, ConnectError, OfferEvents};
 use vmbus::hyperv::{EnableError, EndOfInterrupt, GuestId};
 use vmbus::platform::ProcessorIndex;
 use vmbus::protocol::Version;
@@ -78,6 +78,7 @@ pub fn connect() -> Result<Bus, BusError> {
         vector: wiring.vector,
         // The vector's registration writes the end of interrupt, on every host alike.
         end_of_interrupt: EndOfInterrupt::Explicit,
+        offer_events: Some(&OFFERS),
         ..Config::default()
     };
     if let Some(ProtocolVersion { major, minor }) = start::options().max_version {
@@ -87,7 +88,19 @@ pub fn connect() -> Result<Bus, BusError> {
     *BUS.lock() = Some(bus.clone());
     // Interrupts that came before the line above found no bus to tell.
     schedule(ProcessorIndex(cpu::current()));
+    OFFERS.offers_changed();
     Ok(bus)
+}
+
+/// Tells the drivers' tasks that offers have come or gone.
+static OFFERS: Offers = Offers;
+
+struct Offers;
+
+impl OfferEvents for Offers {
+    fn offers_changed(&self) {
+        super::dynamic_memory::offers_changed();
+    }
 }
 
 /// Has deferred work, also where there is no connection. Returns whether there is room for it.

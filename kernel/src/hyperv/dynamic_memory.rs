@@ -166,6 +166,12 @@ pub fn state() -> &'static str {
     }
 }
 
+/// Offers have come or gone: what failed before may work now.
+pub(super) fn offers_changed() {
+    SHARED.lock().failure = None;
+    wake();
+}
+
 fn wake() {
     WOKEN.store(true, Ordering::Release);
     task::notify();
@@ -202,6 +208,10 @@ fn run() {
         }
         let progress = driver.run(hypervisor.now());
         let engine = driver.engine();
+        if is_open && engine.state() == State::Closed {
+            log::warn!("dynamic memory: the host has taken its channel back");
+            is_open = false;
+        }
         let shown = Shown {
             state: engine.state(),
             held_pages: engine.held().page_count(),

@@ -144,7 +144,7 @@ impl Script for Complaint {
             .and_then(|rest| after(&rest, Self::NEXT));
         if went_on.is_some() && !self.quit {
             self.quit = true;
-            vm.execute("quit", &Value::Null)?;
+            vm.quit()?;
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl Script for Reboots {
     fn mark(&mut self, vm: &mut Vm, name: &str, _value: &str) -> Result<()> {
         if name == "dm-running" && self.resets >= Self::WANTED && !self.quit {
             self.quit = true;
-            vm.execute("quit", &Value::Null)?;
+            vm.quit()?;
         }
         Ok(())
     }

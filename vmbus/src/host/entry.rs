@@ -35,6 +35,7 @@ pub(crate) struct Entry {
     is_server_open: AtomicBool,
     server: Lock<Option<Shared<Box<dyn ServerSink>>>>,
     client: Lock<Option<Shared<Box<dyn Sink>>>>,
+    rings: Lock<Option<super::rings::Block>>,
     server_signalled: AtomicBool,
     client_signalled: AtomicBool,
     memory: Lock<Vec<SharedMemory>>,
@@ -59,6 +60,7 @@ impl Entry {
             is_server_open: AtomicBool::new(false),
             server: Lock::new(Some(server)),
             client: Lock::new(None),
+            rings: Lock::new(None),
             server_signalled: AtomicBool::new(false),
             client_signalled: AtomicBool::new(false),
             memory: Lock::new(Vec::new()),
@@ -88,7 +90,28 @@ impl Entry {
         self.client.lock(self.platform).clone()
     }
 
+    pub(super) fn rings(&self) -> Option<super::rings::Block> {
+        self.rings.lock(self.platform).clone()
+    }
+
+    pub(super) fn set_rings(&self, rings: Option<super::rings::Block>) {
+        let old = core::mem::replace(&mut *self.rings.lock(self.platform), rings);
+        drop(old);
+    }
+
+    /// Returns true if its server has left it to the next one.
+    pub(super) fn is_left(&self) -> bool {
+        self.server.lock(self.platform).is_none()
+    }
+
+    pub(super) fn set_server(&self, server: Shared<Box<dyn ServerSink>>) {
+        *self.server.lock(self.platform) = Some(server);
+    }
+
     pub(super) fn set_client(&self, client: Option<Shared<Box<dyn Sink>>>) {
+        if client.is_none() {
+            self.set_rings(None);
+        }
         let old = core::mem::replace(&mut *self.client.lock(self.platform), client);
         // The other end's code may run in its drop: not under the lock.
         drop(old);

@@ -116,8 +116,10 @@ impl ClientProvider {
         until: Option<Instant>,
     ) -> Result<Opened, Error> {
         let host = &self.host;
-        let (client, server) = rings::allocate(host.inner.platform, request.outgoing_pages, request.incoming_pages)?;
+        let (block, client, server) =
+            rings::allocate(host.inner.platform, request.outgoing_pages, request.incoming_pages)?;
         entry.set_client(Some(Shared::try_new(sink)?));
+        entry.set_rings(Some(block));
         let to_client: Box<dyn Transport> = try_box(ServerTransport {
             host: host.clone(),
             entry: entry.clone(),
@@ -130,11 +132,13 @@ impl ClientProvider {
             rings: server,
             transport: Shared::try_new(to_client)?,
             offer: facts(entry),
+            is_inherited: false,
         };
         let for_client = Opened {
             rings: client,
             transport: Shared::try_new(to_server)?,
             offer: facts(entry),
+            is_inherited: false,
         };
         let server_sink = entry.server().ok_or(Error::NoSuchOffer)?;
         entry.set_server_open(true);
@@ -194,6 +198,9 @@ impl Transport for ClientTransport {
             && let Some(server) = self.entry.server()
         {
             server.gone(Gone::Closed);
+        } else {
+            // There is none, or it has left the channel to the next one, which then finds it closed.
+            self.entry.set_server_open(false);
         }
         let closed = wait(
             &self.host,
@@ -291,7 +298,10 @@ impl Provider for ServerProvider {
             Instance::Any => super::server::instance_of(host),
         };
         let same = |entry: &Entry| entry.class == settings.target.class && entry.instance == instance;
-        if host.find(same).is_some() {
+        if let Some(entry) = host.find(same) {
+            if entry.is_left() {
+                return self.inherit(entry, sink);
+            }
             return Err(Error::Refused(NtStatus::INVALID_DEVICE_STATE));
         }
         let entry = Shared::try_new(Entry::new(
@@ -307,6 +317,13 @@ impl Provider for ServerProvider {
         Ok(())
     }
 
+    fn hand_over(&self) {
+        let entry = self.entry.lock(self.host.inner.platform).take();
+        if let Some(entry) = entry {
+            entry.drop_server();
+        }
+    }
+
     fn revoke(&self) {
         let entry = self.entry.lock(self.host.inner.platform).take();
         if let Some(entry) = entry {
@@ -318,5 +335,42 @@ impl Provider for ServerProvider {
             }
             entry.drop_server();
         }
+    }
+}
+
+impl ServerProvider {
+    /// Goes on with an offer that an earlier server left, and with the channel that its client has open.
+    fn inherit(&self, entry: Shared<Entry>, sink: Box<dyn ServerSink>) -> Result<(), Error> {
+        let host = &self.host;
+        let sink = Shared::try_new(sink)?;
+        entry.set_server(sink.clone());
+        *self.entry.lock(host.inner.platform) = Some(entry.clone());
+        let opened = match entry.rings() {
+            Some(block) if entry.is_server_open() => self.reopen(&entry, &block, &sink),
+            _ => Ok(()),
+        };
+        if opened.is_err() {
+            self.hand_over();
+        }
+        opened
+    }
+
+    fn reopen(
+        &self,
+        entry: &Shared<Entry>,
+        block: &rings::Block,
+        sink: &Shared<Box<dyn ServerSink>>,
+    ) -> Result<(), Error> {
+        let to_client: Box<dyn Transport> = try_box(ServerTransport {
+            host: self.host.clone(),
+            entry: entry.clone(),
+        })?;
+        let opened = Opened {
+            rings: block.attach_server()?,
+            transport: Shared::try_new(to_client)?,
+            offer: facts(entry),
+            is_inherited: true,
+        };
+        sink.opened(opened, None)
     }
 }

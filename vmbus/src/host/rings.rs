@@ -23,21 +23,48 @@ fn ring(pages: &Shared<SharedPages>, first: usize, data_pages: usize) -> Result<
     unsafe { SharedRing::new(control, data, size, pages.clone()) }.map_err(|_| Error::Bus)
 }
 
+/// The pages of a channel's two rings.
+#[derive(Clone)]
+pub(super) struct Block {
+    pages: Shared<SharedPages>,
+    to_server_pages: usize,
+    to_client_pages: usize,
+}
+
+impl Block {
+    fn to_server(&self) -> Result<RingPages, Error> {
+        ring(&self.pages, 0, self.to_server_pages)
+    }
+
+    fn to_client(&self) -> Result<RingPages, Error> {
+        ring(&self.pages, 1 + self.to_server_pages, self.to_client_pages)
+    }
+
+    /// Makes the server's halves, which go on where an earlier server's stopped.
+    pub(super) fn attach_server(&self) -> Result<Rings, Error> {
+        Ok(Rings {
+            outgoing: Producer::attach(self.to_client()?).map_err(|_| Error::Bus)?,
+            incoming: Consumer::attach(self.to_server()?, []).map_err(|_| Error::Bus)?,
+        })
+    }
+}
+
 /// Allocates the two rings of a channel, and returns the client's and the server's halves.
 pub(super) fn allocate(
     platform: &'static dyn Platform,
     to_server_pages: usize,
     to_client_pages: usize,
-) -> Result<(Rings, Rings), Error> {
-    let second = 1 + to_server_pages;
-    let pages = Shared::try_new(SharedPages::allocate(platform, second + 1 + to_client_pages)?)?;
+) -> Result<(Block, Rings, Rings), Error> {
+    let pages = SharedPages::allocate(platform, 2 + to_server_pages + to_client_pages)?;
+    let block = Block {
+        pages: Shared::try_new(pages)?,
+        to_server_pages,
+        to_client_pages,
+    };
     let client = Rings {
-        outgoing: Producer::create(ring(&pages, 0, to_server_pages)?),
-        incoming: Consumer::create(ring(&pages, second, to_client_pages)?, []),
+        outgoing: Producer::create(block.to_server()?),
+        incoming: Consumer::create(block.to_client()?, []),
     };
-    let server = Rings {
-        outgoing: Producer::attach(ring(&pages, second, to_client_pages)?).map_err(|_| Error::Bus)?,
-        incoming: Consumer::attach(ring(&pages, 0, to_server_pages)?, []).map_err(|_| Error::Bus)?,
-    };
-    Ok((client, server))
+    let server = block.attach_server()?;
+    Ok((block, client, server))
 }

@@ -9,6 +9,7 @@ mod initialise;
 mod lifecycle;
 mod packets;
 mod ppc;
+mod saving;
 mod ssr;
 mod support;
 mod table;

@@ -184,6 +184,7 @@ impl<C: Context> Channel<C> {
 
     /// Sends any packet, whatever it says.
     #[cfg(test)]
+    #[cfg(feature = "host")]
     pub(crate) fn send_raw_for_tests(&self, header: Header, pieces: &[&[u8]], external: ExternalToSend<'_>) -> bool {
         let core = &*self.core;
         core.outgoing

@@ -78,6 +78,9 @@ pub(crate) struct Core<C: Context> {
     pub(crate) ending: AtomicU8,
     /// A server pauses at its next opening.
     pub(crate) paused_at_open: AtomicBool,
+    /// How far saving or restoring has come: see [`super::saving::Progress`].
+    #[cfg(feature = "host")]
+    pub(crate) saving: AtomicU8,
     pub(crate) reserved_bytes: usize,
     /// Buffers to lend; one that nobody else owns is free.
     pub(crate) bounce: Lock<Vec<DmaBuffer>>,
@@ -120,6 +123,8 @@ impl<C: Context> Core<C> {
             phase: AtomicU8::new(Phase::Closed as u8),
             ending: AtomicU8::new(0),
             paused_at_open: AtomicBool::new(settings.paused),
+            #[cfg(feature = "host")]
+            saving: AtomicU8::new(0),
             reserved_bytes,
             bounce: Lock::new(bounce),
         })?)

@@ -88,7 +88,7 @@ impl<C: Context> DisabledChannel<C> {
         &self.context
     }
 
-    fn keep<F: ?Sized>(&mut self, boxed: Result<Box<F>, OutOfMemory>) -> Option<Shared<Box<F>>> {
+    pub(super) fn keep<F: ?Sized>(&mut self, boxed: Result<Box<F>, OutOfMemory>) -> Option<Shared<Box<F>>> {
         let kept = share(boxed);
         self.out_of_memory |= kept.is_err();
         kept.ok()

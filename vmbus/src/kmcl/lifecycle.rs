@@ -69,7 +69,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Takes the gate, waiting for a callback that runs.
-    fn enter_by(&self, until: Option<Instant>) -> Result<Entered<'_>, Error> {
+    pub(crate) fn enter_by(&self, until: Option<Instant>) -> Result<Entered<'_>, Error> {
         let task = self.platform.current_task();
         self.wait_plain(until, || self.gate.try_enter(task, Inside::Callback))
     }
@@ -91,7 +91,14 @@ impl<C: Context> Core<C> {
             incoming.ring = Some(opened.rings.incoming);
             incoming.stopped = false;
             incoming.blocked = false;
+            incoming.sealed = opened.is_inherited;
         }
+        #[cfg(feature = "host")]
+        this.set_progress(if opened.is_inherited {
+            super::saving::Progress::Inherited
+        } else {
+            super::saving::Progress::None
+        });
         *this.offer.lock(this.platform) = opened.offer;
         this.set_phase(Phase::Opening);
         if let Some(callback) = &this.callbacks.state.opened
@@ -101,7 +108,7 @@ impl<C: Context> Core<C> {
             this.set_phase(Phase::Closed);
             return Err(Error::OpenedFailed(status));
         }
-        if this.paused_at_open.load(Ordering::Relaxed) {
+        if opened.is_inherited || this.paused_at_open.load(Ordering::Relaxed) {
             this.set_phase(Phase::Paused);
         } else {
             this.begin(&channel, &entered);
@@ -113,6 +120,7 @@ impl<C: Context> Core<C> {
     }
 
     fn begin(&self, channel: &Channel<C>, entered: &Entered<'_>) {
+        self.incoming.lock(self.platform).sealed = false;
         self.set_phase(Phase::Starting);
         if let Some(callback) = &self.callbacks.state.started {
             callback(channel);
@@ -188,6 +196,8 @@ impl<C: Context> Core<C> {
         if let Some(gone) = this.gone() {
             return Err(gone.into());
         }
+        #[cfg(feature = "host")]
+        this.may_start()?;
         match this.phase() {
             Phase::Paused => this.begin(&Channel::borrowed(this), &entered),
             Phase::Suspending => return Err(Error::WrongState),
@@ -196,6 +206,27 @@ impl<C: Context> Core<C> {
         drop(entered);
         Self::process(&Channel::borrowed(this), Level::Passive);
         Ok(())
+    }
+
+    /// Ends this end and leaves offer, rings and client to the next server: its requests are the next one's now.
+    #[cfg(feature = "host")]
+    pub(crate) fn leave(&self) {
+        self.end(Gone::Disabled);
+        self.give_up_rings();
+        self.incoming.lock(self.platform).drop_packets();
+        self.set_phase(Phase::Ended);
+        loop {
+            let request = {
+                let mut outgoing = self.outgoing.lock(self.platform);
+                let first = outgoing.table.next_used(0);
+                first.and_then(|(id, _)| outgoing.take_request(id, &self.counters))
+            };
+            match request {
+                Some(request) => self.free_packet(request.body),
+                None => break,
+            }
+        }
+        self.provider.hand_over();
     }
 
     /// Takes what steps can be taken towards the end of this opening, if it ends.

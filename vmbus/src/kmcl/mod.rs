@@ -11,6 +11,7 @@
 //! - [`OutgoingPacket`]: owns what it lends ([`crate::memory::Mdl`]) and gives it back with the completion.
 //! - [`Error`], with the status of each ([`NtStatus`]); [`Refused`] gives back what a refused call had taken.
 //! - [`Counters`]: what a channel has done.
+//! - `Save` (feature `host`): a server's end, saved and restored in the next server while the client goes on.
 //!
 //! [`guide`] walks the author of a Windows driver through porting one.
 //!
@@ -36,6 +37,8 @@ mod packet;
 mod process;
 mod receive;
 mod request;
+#[cfg(feature = "host")]
+mod saving;
 pub(crate) mod settings;
 mod slab;
 #[cfg(test)]
@@ -51,6 +54,8 @@ pub use init::DisabledChannel;
 pub use ntstatus::NtStatus;
 pub use packet::{CompletionRoutine, OutgoingPacket, SendFlags};
 pub use request::{Reply, Request, Sent, SynchronousRequest};
+#[cfg(feature = "host")]
+pub use saving::{PacketInUse, Restored, Save, Saved};
 pub use settings::{OpenedResult, StateChangeCallbacks};
 pub use transport::{GpadlAccess, Instance, OfferSource};
 

@@ -147,6 +147,7 @@ fn opened(channel: bus::Channel, offer: &Offer) -> Result<Opened, Error> {
             mmio_megabytes: offer.mmio_megabytes,
             user_defined: UserDefined(offer.user_defined),
         },
+        is_inherited: false,
     })
 }
 

@@ -105,6 +105,32 @@ impl IncomingBody {
         )
     }
 
+    /// Returns page list and payload, and how long the list is.
+    #[cfg(feature = "host")]
+    pub(crate) fn content(&self) -> (&[u8], usize) {
+        let content = self.words.as_bytes().get(..self.list_len + self.len);
+        (content.unwrap_or_default(), self.list_len)
+    }
+
+    /// Becomes a packet that an earlier server had taken from the ring; false if there is no room for it.
+    #[cfg(feature = "host")]
+    pub(crate) fn become_saved(&mut self, content: &[u8], list_len: usize) -> bool {
+        let (Some(target), Some(len)) = (
+            self.words.as_mut_bytes().get_mut(..content.len()),
+            content.len().checked_sub(list_len),
+        ) else {
+            return false;
+        };
+        target.copy_from_slice(content);
+        self.list_len = list_len;
+        self.len = len;
+        self.context.fill(0);
+        self.pinned = None;
+        self.is_pending = false;
+        self.needs_passive = false;
+        true
+    }
+
     /// Keeps an answer that has to wait in line; it is not longer than the largest packet.
     pub(crate) fn keep(&mut self, answer: &[u8]) {
         for (target, source) in self.words.as_mut_bytes().iter_mut().zip(answer) {
@@ -168,6 +194,8 @@ pub(crate) struct Incoming<C: Context> {
     pub(crate) masked: bool,
     /// The driver failed a packet: nothing is delivered any more.
     pub(crate) stopped: bool,
+    /// The ring is not read: the channel's state is being saved or restored.
+    pub(crate) sealed: bool,
 }
 
 impl<C: Context> Incoming<C> {
@@ -183,6 +211,7 @@ impl<C: Context> Incoming<C> {
             blocked: false,
             masked: false,
             stopped: false,
+            sealed: false,
         };
         incoming.set_quota(settings, settings.quota, new_slots(settings, settings.quota)?)?;
         Ok(incoming)
@@ -204,6 +233,12 @@ impl<C: Context> Incoming<C> {
         }
         self.quota = quota;
         Ok(())
+    }
+
+    /// Takes a free slot.
+    #[cfg(feature = "host")]
+    pub(crate) fn take_slot(&mut self) -> Option<Slot> {
+        self.pool.pop()
     }
 
     /// Returns how many slots there are.
@@ -233,6 +268,9 @@ impl<C: Context> Incoming<C> {
         let Some(ring) = &mut self.ring else {
             return Read::Empty;
         };
+        if self.sealed {
+            return Read::Empty;
+        }
         let peek = match ring.peek() {
             Ok(peek) => peek,
             Err(ReadError::Empty) => return Read::Empty,

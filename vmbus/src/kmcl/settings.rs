@@ -142,6 +142,10 @@ pub(crate) struct Callbacks<C: Context> {
     pub(crate) processing_complete: Handler<ProcessingComplete<C>>,
     pub(crate) pnp_failure: Handler<PnpFailure<C>>,
     pub(crate) passive_wake: Handler<Notice<C>>,
+    #[cfg(feature = "host")]
+    pub(crate) save_packet: Handler<super::saving::SavePacket<C>>,
+    #[cfg(feature = "host")]
+    pub(crate) restore_packet: Handler<super::saving::RestorePacket<C>>,
     pub(crate) state: StateChangeCallbacks<C>,
 }
 
@@ -152,6 +156,10 @@ impl<C: Context> Callbacks<C> {
             processing_complete: None,
             pnp_failure: None,
             passive_wake: None,
+            #[cfg(feature = "host")]
+            save_packet: None,
+            #[cfg(feature = "host")]
+            restore_packet: None,
             state: StateChangeCallbacks::new(),
         }
     }
@@ -165,6 +173,10 @@ impl<C: Context> Clone for Callbacks<C> {
             processing_complete: self.processing_complete.clone(),
             pnp_failure: self.pnp_failure.clone(),
             passive_wake: self.passive_wake.clone(),
+            #[cfg(feature = "host")]
+            save_packet: self.save_packet.clone(),
+            #[cfg(feature = "host")]
+            restore_packet: self.restore_packet.clone(),
             state: self.state.clone(),
         }
     }

@@ -17,7 +17,7 @@ impl RequestId {
     const fn new(index: u32, generation: u32) -> Self {
         Self((generation as u64) << 32 | index as u64)
     }
-    const fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         self.0 as u32 as usize
     }
     const fn generation(self) -> u32 {
@@ -115,6 +115,46 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// Returns the id of the first live entry at `index` or behind it, and the index behind that one.
+    #[cfg(feature = "host")]
+    pub(crate) fn next_used(&self, index: usize) -> Option<(RequestId, usize)> {
+        let mut entries = self.entries.iter().zip(0..).skip(index);
+        entries.find_map(|((generation, entry), at)| match entry {
+            Entry::Used(_) => Some((RequestId::new(at, *generation), at as usize + 1)),
+            Entry::Free(_) => None,
+        })
+    }
+
+    /// Enters `value` under an id that was given out by an earlier table, or gives it back if that place is not free.
+    #[cfg(feature = "host")]
+    pub(crate) fn insert_at(&mut self, id: RequestId, value: T) -> Result<(), T> {
+        let Some((_, Entry::Free(behind))) = self.entries.get(id.index()) else {
+            return Err(value);
+        };
+        let behind = *behind;
+        if id.generation() == 0 {
+            return Err(value);
+        }
+        if self.first_free as usize == id.index() {
+            self.first_free = behind;
+        } else {
+            // One of the other free entries points to it.
+            let before = self.entries.iter_mut().find_map(|(_, entry)| match entry {
+                Entry::Free(next) if *next as usize == id.index() => Some(next),
+                _ => None,
+            });
+            match before {
+                Some(next) => *next = behind,
+                None => return Err(value),
+            }
+        }
+        if let Some(entry) = self.entries.get_mut(id.index()) {
+            *entry = (id.generation(), Entry::Used(value));
+            self.used += 1;
+        }
+        Ok(())
+    }
+
     /// Returns the id of the first live entry that `wanted` accepts.
     pub(crate) fn find(&self, mut wanted: impl FnMut(&T) -> bool) -> Option<RequestId> {
         self.entries
@@ -149,6 +189,30 @@ mod tests {
         assert_eq!(slab.get_mut(second), Some(&mut 'b'));
         assert_eq!(slab.find(|value| *value == 'c'), Some(third));
         assert_eq!(slab.used(), 2);
+    }
+
+    #[cfg(feature = "host")]
+    #[test]
+    fn entries_can_be_moved_to_another_table_under_their_ids() {
+        let mut old = Slab::new(4).unwrap();
+        let ids: Vec<RequestId> = (0..4).map(|value| old.insert(value).unwrap()).collect();
+        old.take(ids[1]);
+        let again = old.insert(7).unwrap();
+        old.take(ids[0]);
+        let mut new = Slab::new(4).unwrap();
+        let mut index = 0;
+        while let Some((id, next)) = old.next_used(index) {
+            new.insert_at(id, *old.get_mut(id).unwrap()).unwrap();
+            assert_eq!(new.insert_at(id, 9), Err(9));
+            index = next;
+        }
+        assert_eq!(new.insert_at(RequestId(4 | 1 << 32), 9), Err(9));
+        assert_eq!(new.insert_at(RequestId(0), 9), Err(9));
+        assert_eq!(new.get_mut(again), Some(&mut 7));
+        let free = new.insert(5).unwrap();
+        assert_eq!(free.index(), 0);
+        assert_eq!(new.insert(6), Err(6));
+        assert_eq!(new.used(), 4);
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub(crate) struct Opened {
     pub(crate) rings: Rings,
     pub(crate) transport: Shared<Box<dyn Transport>>,
     pub(crate) offer: OfferFacts,
+    /// The client opened it to an earlier server, whose state is to be restored first.
+    pub(crate) is_inherited: bool,
 }
 
 /// Who is told of what the peer does. Calls come in the deferred-work context, or from whoever polls.
@@ -110,6 +112,8 @@ pub(crate) trait Provider: Send + Sync {
     }
     /// Takes the offer back (servers only).
     fn revoke(&self) {}
+    /// Leaves the offer and the open channel to the next server of the same class and instance (servers only).
+    fn hand_over(&self) {}
 }
 
 /// Where offers come from: the bus, or a host inside this kernel.

@@ -122,6 +122,7 @@ impl DmaBuffer {
     }
 
     #[cfg(test)]
+    #[cfg(feature = "host")]
     pub(crate) fn owner_count(&self) -> usize {
         Shared::owner_count(&self.block)
     }
