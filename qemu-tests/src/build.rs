@@ -29,7 +29,7 @@ pub fn kernel() -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// As [`kernel`].
+/// As [`kernel()`].
 pub fn tiny_kernel() -> Result<PathBuf> {
     stripped("tiny-kernel")
 }
