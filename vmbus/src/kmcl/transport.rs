@@ -113,6 +113,7 @@ pub(crate) trait Provider: Send + Sync {
     /// Takes the offer back (servers only).
     fn revoke(&self) {}
     /// Leaves the offer and the open channel to the next server of the same class and instance (servers only).
+    #[cfg(feature = "host")]
     fn hand_over(&self) {}
 }
 
