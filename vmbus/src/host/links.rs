@@ -312,7 +312,11 @@ impl Provider for ServerProvider {
             Shared::try_new(sink)?,
         ))?;
         *self.entry.lock(host.inner.platform) = Some(entry.clone());
-        host.publish(entry)?;
+        if let Err(error) = host.publish(entry) {
+            // The entry and the server hold each other.
+            self.hand_over();
+            return Err(error.into());
+        }
         host.schedule();
         Ok(())
     }
