@@ -1,6 +1,10 @@
 //! Both ends of a channel in one kernel, on a heap and a platform of which each single allocation fails once: every call answers
 //! with an error or does without, and nothing is left behind. One test, because the heap's figures are the whole program's.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop where it stands")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy knows tests by their attribute, and these functions are a test's"
+)]
 #![expect(unsafe_code, reason = "a platform whose pages are not of the heap that is counted")]
 
 use std::alloc::{GlobalAlloc as _, Layout, System};

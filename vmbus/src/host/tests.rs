@@ -3,6 +3,7 @@
 //! external data.
 
 mod epp;
+mod faults;
 mod ged;
 mod gpm;
 mod initialise;
