@@ -4,7 +4,11 @@
 //! ring-sized buffer and then N times out again, with `memcpy`. Ring and floor alternate in one process, and the least of each
 //! counts. One thread, 256 KiB, in-band packets with completion requested, copied out whole.
 //!
-//! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received.
+//! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received. Below them
+//! what stands on the ring: KMCL over the host in this process, GPADLs, event flags; and two cores.
+//!
+//! With `instructions NAME COUNT` it does one operation COUNT times and nothing else, for valgrind to count; see the test
+//! `instructions`.
 
 #![expect(
     unsafe_code,
@@ -13,8 +17,19 @@
 #![expect(clippy::expect_used, reason = "a benchmark that cannot run should say why and stop")]
 
 #[cfg(target_os = "linux")]
-#[path = "../src/ring/tests/twice.rs"]
+mod host;
+#[cfg(target_os = "linux")]
+mod instructions;
+#[cfg(target_os = "linux")]
+mod pair;
+#[cfg(target_os = "linux")]
+mod threads;
+#[cfg(target_os = "linux")]
+#[path = "../../src/ring/tests/twice.rs"]
 mod twice;
+
+#[cfg(target_os = "linux")]
+use linux::{least, time};
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
@@ -156,10 +171,16 @@ mod linux {
         }
     }
 
-    fn time(packets: usize, run: impl FnOnce()) -> f64 {
+    pub(crate) fn time(packets: usize, run: impl FnOnce()) -> f64 {
         let start = Instant::now();
         run();
         start.elapsed().as_secs_f64() * 1e9 / packets as f64
+    }
+
+    /// The least time per packet over so many runs of `run`, after one that does not count.
+    pub(crate) fn least(runs: usize, packets: usize, mut run: impl FnMut()) -> f64 {
+        run();
+        (0..runs).fold(f64::MAX, |least, _| least.min(time(packets, &mut run)))
     }
 
     /// The least of each over alternating runs: ring and floor, in nanoseconds per packet.
@@ -208,7 +229,17 @@ mod linux {
         (plain, masked)
     }
 
+    /// One operation and nothing else: `double|split`, payload, packets per commit.
+    pub(crate) fn only(split: bool, payload: usize, batch: usize, batches: usize) {
+        let pages = Twice::new(256 * 1024).expect("memory for a ring");
+        Bench::new(&pages, split, payload, batch).run(batches);
+    }
+
     pub(crate) fn main() {
+        let mut arguments = std::env::args().skip(1);
+        if arguments.next().as_deref() == Some("instructions") {
+            return crate::instructions::main(arguments);
+        }
         let pages = Twice::new(256 * 1024).expect("memory for a ring");
         let mut missed = 0;
         for split in [false, true] {
@@ -230,5 +261,9 @@ mod linux {
             masked - plain
         );
         println!("{missed} of {} rows above their goal", 2 * ROWS.len());
+        let mut bench = Bench::new(&pages, true, 64, 1);
+        let mut ring = || time(5_000, || bench.run(5_000));
+        crate::host::main(&mut ring);
+        crate::threads::main();
     }
 }
