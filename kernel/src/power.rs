@@ -89,16 +89,23 @@ pub fn off() {
 /// Resets the machine: by `first`, or, if that has no effect, by the ways after it.
 pub fn reset(first: ResetWay) -> ! {
     if first <= ResetWay::Acpi
-        && let Some(ways) = WAYS.get()
+        && let Some(step) = WAYS.get().and_then(|ways| ways.reset.as_ref())
     {
-        take(ways.reset.iter());
+        say_reset("ACPI's register");
+        take(core::iter::once(step));
     }
-    if first <= ResetWay::Hypervisor {
+    if first <= ResetWay::Hypervisor && hyperv::hypervisor().is_some() {
+        say_reset("the hypervisor's register");
         // If it returns, the next way is tried.
         let _refused = hyperv::reset();
     }
-    print_by_force(Style::Dim, format_args!("reset by triple fault\n"));
+    say_reset("a triple fault");
     cpu::triple_fault()
+}
+
+/// The last words before a reset: after it nobody can say which way it was that worked.
+fn say_reset(way: &str) {
+    print_by_force(Style::Dim, format_args!("reset by {way}\n"));
 }
 
 #[expect(unsafe_code, reason = "ends the machine")]

@@ -63,6 +63,7 @@ pub fn run() -> ! {
         log::debug!("the machine cannot be switched off: {error}");
     }
     crate::println!("{}", status::Report::collect());
+    time::reached("status-table");
     report();
     match connected {
         Ok(_) if options.once => finish(Outcome::Pass, ""),

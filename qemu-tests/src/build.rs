@@ -1,4 +1,4 @@
-//! Builds the guest's kernel, and strips it.
+//! Builds the guest's kernel, and strips it; builds the UEFI loader.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,6 +13,8 @@ use crate::tools;
 
 /// The target of the kernel.
 pub const TARGET: &str = "x86_64-unknown-none";
+/// The target of the UEFI loader.
+pub const UEFI_TARGET: &str = "x86_64-unknown-uefi";
 
 /// Builds the package `kernel` for the guest and returns the stripped image.
 ///
@@ -20,21 +22,30 @@ pub const TARGET: &str = "x86_64-unknown-none";
 ///
 /// The compiler's messages have been shown; the error says which step failed.
 pub fn kernel() -> Result<PathBuf> {
-    let image = build("kernel", "kernel")?;
+    let image = build("kernel", "kernel", TARGET)?;
     let stripped = image.with_extension("stripped");
     let bytes = strip(&std::fs::read(&image)?).with_context(|| format!("cannot strip {}", image.display()))?;
     std::fs::write(&stripped, bytes)?;
     Ok(stripped)
 }
 
-/// Builds the program `binary` of `package` for the guest.
+/// Builds the UEFI loader.
 ///
 /// # Errors
 ///
 /// As [`kernel`].
-pub fn build(package: &str, binary: &str) -> Result<PathBuf> {
-    add_target(TARGET)?;
-    let step = Step::start(&format!("building {package} for {TARGET}"));
+pub fn loader() -> Result<PathBuf> {
+    build("boot", "loader", UEFI_TARGET)
+}
+
+/// Builds the program `binary` of `package` for `target`.
+///
+/// # Errors
+///
+/// As [`kernel`].
+pub fn build(package: &str, binary: &str, target: &str) -> Result<PathBuf> {
+    add_target(target)?;
+    let step = Step::start(&format!("building {binary} for {target}"));
     let mut cargo = cargo();
     cargo.args([
         "build",
@@ -44,7 +55,7 @@ pub fn build(package: &str, binary: &str) -> Result<PathBuf> {
         "--bin",
         binary,
         "--target",
-        TARGET,
+        target,
     ]);
     cargo.args(["--quiet", "--message-format", "json-render-diagnostics"]);
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
@@ -53,7 +64,7 @@ pub fn build(package: &str, binary: &str) -> Result<PathBuf> {
     }
     let executable = executable(&String::from_utf8_lossy(&output.stdout), binary);
     let executable = executable.with_context(|| format!("cargo built {package} but names no program"))?;
-    step.done(&format!("{package} is built"));
+    step.done(&format!("{binary} is built"));
     Ok(executable)
 }
 

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::host::{self, Choice, Kvm};
+use crate::image::Format;
 use crate::nested::inside;
 use crate::progress::say;
 use crate::tools::{self, kernel};
-use crate::{harness, scenarios, session};
+use crate::{harness, image, scenarios, session, uefi};
 
 /// Boots the kernel as a Hyper-V guest and shows what it finds.
 #[derive(Debug, Parser)]
@@ -32,6 +33,8 @@ pub struct Cli {
 enum Command {
     /// Builds and boots the kernel (the default)
     Boot(Boot),
+    /// Writes a bootable disk image, and beside it the script that makes a Hyper-V machine for it
+    Image(ImageOptions),
     /// Says which hosts are usable here, and why not
     Hosts,
     /// Boots the given kernel; also what `cargo run --package kernel --target x86_64-unknown-none` calls
@@ -79,6 +82,20 @@ pub struct Boot {
     pub relayed: bool,
 }
 
+/// What image is written, and where.
+#[derive(Debug, Args)]
+pub struct ImageOptions {
+    /// vhdx for Hyper-V, vhd for Azure, raw for QEMU and for writing to a medium
+    #[arg(long, value_enum, default_value_t = Format::Vhdx)]
+    pub format: Format,
+    /// The file; default: vmbus with the format's extension
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Words for the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    pub cmdline: String,
+}
+
 #[derive(Debug, Args)]
 struct Run {
     #[command(flatten)]
@@ -96,6 +113,8 @@ struct Scenario {
     /// Our kernel
     #[arg(long)]
     kernel: PathBuf,
+    #[command(flatten)]
+    uefi: uefi::Options,
 }
 
 /// The program.
@@ -119,6 +138,7 @@ fn act(cli: Cli) -> Result<bool> {
     match cli.command {
         None => session::boot(&cli.boot, None),
         Some(Command::Boot(boot)) => session::boot(&boot, None),
+        Some(Command::Image(options)) => image::make(&options).map(|()| true),
         Some(Command::Hosts) => {
             print!("{}", hosts());
             Ok(true)
@@ -139,7 +159,12 @@ fn run_scenario(arguments: &Scenario) -> Result<bool> {
     let scenario =
         scenarios::find(&arguments.name).with_context(|| format!("no scenario is called {}", arguments.name))?;
     let stdout = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
-    let verdict = scenarios::run(&scenario, &tools::qemu()?, &arguments.kernel, stdout);
+    let tools = scenarios::Tools {
+        qemu: tools::qemu()?,
+        kernel: arguments.kernel.clone(),
+        uefi: arguments.uefi.parts(),
+    };
+    let verdict = scenarios::run(&scenario, &tools, stdout);
     std::fs::write(harness::RESULT, serde_json::to_string(&verdict)?)?;
     Ok(verdict.failure.is_none())
 }

@@ -19,8 +19,9 @@ use crate::nested::{Clock, Job, paths};
 use crate::process::{Child, command};
 use crate::progress::Step;
 use crate::qemu::Accelerator;
+use crate::scenarios::gen2::PICTURE;
 use crate::scenarios::{Scenario, Verdict};
-use crate::{build, session, tools};
+use crate::{build, session, tools, uefi};
 
 /// The file in which the process of a scenario leaves its [`Verdict`].
 pub const RESULT: &str = "result.json";
@@ -36,6 +37,7 @@ pub struct Harness {
     runner: PathBuf,
     logs: PathBuf,
     kernel: Mutex<Option<Result<PathBuf, String>>>,
+    uefi: Mutex<Option<Result<uefi::Parts, String>>>,
     ground: Mutex<Option<Result<Ground, String>>>,
     groups: Mutex<BTreeMap<&'static str, Receiver<(String, Verdict)>>>,
     selected: Vec<Scenario>,
@@ -57,6 +59,7 @@ impl Harness {
             runner,
             logs,
             kernel: Mutex::default(),
+            uefi: Mutex::default(),
             ground: Mutex::default(),
             groups: Mutex::default(),
             selected,
@@ -88,6 +91,15 @@ impl Harness {
         Ok(fs::metadata(once(&self.kernel, build::kernel)?)?.len())
     }
 
+    /// The size of the UEFI loader, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built.
+    pub fn loader_size(&self) -> Result<u64> {
+        Ok(fs::metadata(build::loader()?)?.len())
+    }
+
     fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
@@ -98,8 +110,13 @@ impl Harness {
         } else {
             None
         };
+        let uefi = if scenario.image.needs_uefi() {
+            Some(once(&self.uefi, uefi::Parts::prepare)?)
+        } else {
+            None
+        };
         if scenario.accelerator == Accelerator::Plain || host::probe_kvm() == Kvm::Usable {
-            return self.here(scenario, kernel.as_deref());
+            return self.here(scenario, kernel.as_deref(), uefi.as_ref());
         }
         let group = match scenario.clock {
             Clock::Real => "real",
@@ -123,7 +140,7 @@ impl Harness {
     }
 
     /// Runs a scenario on this very machine.
-    fn here(&self, scenario: &Scenario, kernel: Option<&Path>) -> Result<Verdict> {
+    fn here(&self, scenario: &Scenario, kernel: Option<&Path>, uefi: Option<&uefi::Parts>) -> Result<Verdict> {
         // Outside the process with the deadline, so that it can show progress.
         tools::qemu()?;
         let folder = tempfile::tempdir()?;
@@ -131,7 +148,8 @@ impl Harness {
         let mut runner = command(&self.runner);
         runner
             .args(["scenario", scenario.name, "--kernel"])
-            .arg(kernel.unwrap_or(Path::new("none")));
+            .arg(kernel.unwrap_or(Path::new("none")))
+            .args(uefi.map(uefi::Parts::arguments).unwrap_or_default());
         runner
             .current_dir(folder.path())
             .stdin(std::process::Stdio::null())
@@ -143,6 +161,9 @@ impl Harness {
             .with_context(|| format!("the runner hung for {} s", HANG.as_secs()))?;
         let result = fs::read(folder.path().join(RESULT))
             .with_context(|| format!("the runner ended without a result ({status})"))?;
+        if let Ok(picture) = fs::read(folder.path().join(PICTURE)) {
+            fs::write(self.log(scenario.name).with_extension("png"), picture)?;
+        }
         Ok(serde_json::from_slice(&result)?)
     }
 
@@ -157,6 +178,13 @@ impl Harness {
             // Those that need it have failed, or will, with the reason.
             scenarios.retain(|scenario| !scenario.image.needs_kernel());
         }
+        let mut uefi = None;
+        if scenarios.iter().any(|scenario| scenario.image.needs_uefi()) {
+            uefi = once(&self.uefi, uefi::Parts::prepare).ok();
+        }
+        if uefi.is_none() {
+            scenarios.retain(|scenario| !scenario.image.needs_uefi());
+        }
         let (sender, results) = mpsc::channel();
         let group = Group {
             name: group,
@@ -165,6 +193,7 @@ impl Harness {
             runner: self.runner.clone(),
             logs: self.logs.clone(),
             kernel,
+            uefi,
         };
         // This thread starts QEMU, which dies with it, and lives until the last result.
         std::thread::spawn(move || group.run(&scenarios, &sender));
@@ -187,6 +216,7 @@ struct Group {
     runner: PathBuf,
     logs: PathBuf,
     kernel: Option<PathBuf>,
+    uefi: Option<uefi::Parts>,
 }
 
 impl Group {
@@ -226,24 +256,21 @@ impl Group {
     /// Runs scenarios in one middle Linux and counts those that are done.
     fn some(&self, scenarios: &[Scenario], done: &mut usize, results: &Sender<(String, Verdict)>) -> Result<()> {
         let job = |scenario: &Scenario| {
-            let arguments = [
-                "scenario",
-                scenario.name,
-                "--kernel",
-                &format!("{}/kernel", paths::FILES),
-            ]
-            .map(str::to_owned);
+            let kernel = format!("{}/kernel", paths::FILES);
+            let mut arguments = ["scenario", scenario.name, "--kernel", &kernel]
+                .map(str::to_owned)
+                .to_vec();
+            if scenario.image.needs_uefi() {
+                arguments.extend(uefi::Parts::inside().arguments());
+            }
             Job {
-                arguments: arguments.to_vec(),
+                arguments,
                 input: false,
             }
         };
         let jobs = scenarios.iter().map(job).collect();
-        let files: Vec<(String, PathBuf)> = self
-            .kernel
-            .iter()
-            .map(|kernel| ("kernel".to_owned(), kernel.clone()))
-            .collect();
+        let mut files: Vec<(String, PathBuf)> = self.uefi.as_ref().map(uefi::Parts::files).unwrap_or_default();
+        files.extend(self.kernel.iter().map(|kernel| ("kernel".to_owned(), kernel.clone())));
         let console = self.logs.join(format!("middle-{}.log", self.name));
         let step = Step::start("starting the middle Linux, in which KVM has Hyper-V");
         let mut middle = Middle::start(&self.ground, self.clock, &self.runner, jobs, &files, &console)?;
@@ -268,8 +295,8 @@ impl Group {
 }
 
 /// Receives one job's frames.
-fn one(middle: &mut Middle, log: &Path) -> Result<Verdict> {
-    let mut log = File::create(log)?;
+fn one(middle: &mut Middle, path: &Path) -> Result<Verdict> {
+    let mut log = File::create(path)?;
     let mut verdict = None;
     loop {
         let Frame { kind, payload, .. } = middle.next(HANG)?;
@@ -281,6 +308,12 @@ fn one(middle: &mut Middle, log: &Path) -> Result<Verdict> {
                     .and_then(|rest| rest.strip_prefix(b"\0"))
                 {
                     verdict = Some(serde_json::from_slice(content)?);
+                }
+                let picture = payload
+                    .strip_prefix(PICTURE.as_bytes())
+                    .and_then(|rest| rest.strip_prefix(b"\0"));
+                if let Some(picture) = picture {
+                    fs::write(path.with_extension("png"), picture)?;
                 }
             }
             Kind::Exit => {

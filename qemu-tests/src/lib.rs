@@ -2,8 +2,8 @@
 //!
 //! What `cargo run` does is in [`cli`] and [`session`]; what `cargo test` does with virtual machines is in [`scenarios`] and [`harness`]. Both
 //! stand on [`vm`] (one machine: [`qemu`], [`qmp`], [`guest`]) and on a [`host`]: this machine's KVM, or the [`nested`] host. [`tools`] finds
-//! the programs or gets them, [`mod@build`] makes the kernel, [`pvh`] and [`linux64`] make small boot images;
-//! [`image`] makes whole disks.
+//! the programs or gets them, [`mod@build`] makes kernel and loader, [`pvh`] and [`linux64`] make small boot images; [`image`] makes whole
+//! disks, [`uefi`] boots from them, [`screen`] reads what they show.
 
 pub mod build;
 pub mod cli;
@@ -20,6 +20,8 @@ pub mod qemu;
 pub mod qmp;
 pub mod report;
 pub mod scenarios;
+pub mod screen;
 pub mod session;
 pub mod tools;
+pub mod uefi;
 pub mod vm;

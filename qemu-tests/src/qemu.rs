@@ -86,15 +86,40 @@ pub enum Accelerator {
     Plain,
 }
 
-/// A machine with a directly booted kernel.
+/// What the machine starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A kernel, without firmware that would be worth the name.
+    Direct {
+        /// An ELF file with a PVH note.
+        kernel: PathBuf,
+        /// Its command line.
+        cmdline: String,
+    },
+    /// UEFI firmware, which finds a loader on a disk.
+    Uefi {
+        /// The firmware.
+        code: PathBuf,
+        /// This machine's own store of variables.
+        variables: PathBuf,
+        /// The disk.
+        disk: PathBuf,
+        /// Its format, as QEMU calls it.
+        format: &'static str,
+        /// Whether there is a graphics adapter, i.e. a framebuffer.
+        graphics: bool,
+    },
+}
+
+/// A machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Who executes it.
     pub accelerator: Accelerator,
-    /// The kernel: an ELF file with a PVH note.
-    pub kernel: PathBuf,
-    /// Its command line.
-    pub cmdline: String,
+    /// What it starts.
+    pub start: Start,
+    /// Whether QEMU goes on when the guest resets the machine; otherwise it ends.
+    pub reboots: bool,
     /// What goes behind `-m`, e.g. `64` (MiB) or `64,maxmem=33G`.
     pub memory: String,
     /// Number of processors.
@@ -126,7 +151,10 @@ impl Machine {
             }
             Accelerator::Plain => add(&["-accel", "tcg", "-cpu", "max", "-machine", "q35"]),
         }
-        add(&["-nodefaults", "-display", "none", "-no-reboot", "-action", "panic=none"]);
+        add(&["-nodefaults", "-display", "none", "-action", "panic=none"]);
+        if !self.reboots {
+            add(&["-no-reboot"]);
+        }
         add(&["-smp", &self.cpus.to_string(), "-m", &self.memory]);
         // Stopped until we say so over QMP: then no event can be missed.
         add(&[
@@ -139,10 +167,38 @@ impl Machine {
             add(&["-chardev", "stdio,id=com1,signal=off", "-serial", "chardev:com1"]);
         }
         add(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
-        add(&["-kernel", &self.kernel.to_string_lossy(), "-append", &self.cmdline]);
+        match &self.start {
+            Start::Direct { kernel, cmdline } => add(&["-kernel", &kernel.to_string_lossy(), "-append", cmdline]),
+            Start::Uefi {
+                code,
+                variables,
+                disk,
+                format,
+                graphics,
+            } => {
+                let flash = |unit: u32, file: &Path, more: &str| {
+                    format!("if=pflash,format=raw,unit={unit},file={}{more}", option_text(file))
+                };
+                add(&[
+                    "-drive",
+                    &flash(0, code, ",readonly=on"),
+                    "-drive",
+                    &flash(1, variables, ""),
+                ]);
+                let disk = format!("if=none,id=disk,format={format},file={}", option_text(disk));
+                // The disk with the fewest exits: under emulation each costs.
+                add(&["-drive", &disk, "-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
+                add(&["-vga", if *graphics { "std" } else { "none" }]);
+            }
+        }
         line.extend(self.extra.iter().cloned());
         line
     }
+}
+
+/// A path inside an option: QEMU wants commas doubled.
+fn option_text(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
 }
 
 #[cfg(test)]
@@ -172,8 +228,11 @@ mod tests {
     fn arguments_follow_the_machine() {
         let mut machine = Machine {
             accelerator: Accelerator::Hyperv,
-            kernel: "/k".into(),
-            cmdline: "once exit=qemu".to_owned(),
+            start: Start::Direct {
+                kernel: "/k".into(),
+                cmdline: "once exit=qemu".to_owned(),
+            },
+            reboots: false,
             memory: "64,maxmem=33G".to_owned(),
             cpus: 2,
             uart: true,
@@ -187,6 +246,7 @@ mod tests {
             "-m 64,maxmem=33G",
             "-smp 2",
             "panic=none",
+            "-no-reboot",
             "chardev:com1",
             "-append once exit=qemu",
         ] {
@@ -200,5 +260,23 @@ mod tests {
             !line.contains("hv-synic") && !line.contains("vmbus") && !line.contains("com1"),
             "{line}"
         );
+        machine.reboots = true;
+        machine.start = Start::Uefi {
+            code: "/a,b/code".into(),
+            variables: "/v".into(),
+            disk: "/d".into(),
+            format: "vpc",
+            graphics: false,
+        };
+        let line = machine.arguments(Path::new("/s")).join(" ");
+        assert!(
+            line.contains("unit=0,file=/a,,b/code,readonly=on") && line.contains("unit=1,file=/v "),
+            "{line}"
+        );
+        assert!(
+            line.contains("format=vpc,file=/d") && line.contains("-vga none"),
+            "{line}"
+        );
+        assert!(!line.contains("-kernel") && !line.contains("-no-reboot"), "{line}");
     }
 }

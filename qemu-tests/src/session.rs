@@ -18,7 +18,7 @@ use crate::nested::middle::{Ground, Middle};
 use crate::nested::wire::{Frame, Kind};
 use crate::nested::{Clock, Job, paths};
 use crate::progress::{Step, say};
-use crate::qemu::{Accelerator, Machine};
+use crate::qemu::{Accelerator, Machine, Start};
 use crate::scenarios::judge::status;
 use crate::vm::{Ending, Event, Outcome, Vm, Watcher, follow};
 use crate::{build, cli, tools};
@@ -94,8 +94,11 @@ fn local(options: &cli::Boot, image: &Path) -> Result<bool> {
     let qemu = tools::qemu()?;
     let machine = Machine {
         accelerator: Accelerator::Hyperv,
-        kernel: image.to_path_buf(),
-        cmdline: command_line(options),
+        start: Start::Direct {
+            kernel: image.to_path_buf(),
+            cmdline: command_line(options),
+        },
+        reboots: false,
         memory: options.memory.clone(),
         cpus: options.cpus,
         uart: true,

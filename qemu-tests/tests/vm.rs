@@ -12,6 +12,8 @@ use qemu_tests::scenarios::{self, Scenario};
 
 /// The stripped kernel must not be larger.
 const LARGEST_KERNEL: u64 = 512 << 10;
+/// The UEFI loader must not be larger.
+const LARGEST_LOADER: u64 = 128 << 10;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -49,19 +51,25 @@ fn main() -> ExitCode {
         Trial::test(scenario.name, run).with_ignored_flag(skip)
     };
     let sized = Arc::clone(&harness);
-    let size = Trial::test("kernel_size", move || {
-        let bytes = sized
-            .kernel_size()
-            .map_err(|error| Failed::from(format!("{error:#}")))?;
-        eprintln!("    kernel_size: {bytes} bytes");
-        if bytes <= LARGEST_KERNEL {
-            Ok(())
-        } else {
-            Err(Failed::from(format!(
-                "the stripped kernel has {bytes} bytes, at most {LARGEST_KERNEL} are allowed"
-            )))
-        }
+    let kernel = Trial::test("kernel_size", move || {
+        small_enough("the stripped kernel", sized.kernel_size(), LARGEST_KERNEL)
     });
-    let trials = all.into_iter().map(trial).chain([size]).collect();
+    let sized = Arc::clone(&harness);
+    let loader = Trial::test("loader_size", move || {
+        small_enough("the UEFI loader", sized.loader_size(), LARGEST_LOADER)
+    });
+    let trials = all.into_iter().map(trial).chain([kernel, loader]).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn small_enough(what: &str, size: anyhow::Result<u64>, limit: u64) -> Result<(), Failed> {
+    let bytes = size.map_err(|error| Failed::from(format!("{error:#}")))?;
+    eprintln!("    {what}: {bytes} bytes");
+    if bytes <= limit {
+        Ok(())
+    } else {
+        Err(Failed::from(format!(
+            "{what} has {bytes} bytes, at most {limit} are allowed"
+        )))
+    }
 }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "it implements the platform trait")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Mutex;
 
@@ -18,7 +18,6 @@ const SCRAMBLE: u64 = 0x5a5;
 pub(crate) struct TestPlatform {
     in_use: AtomicUsize,
     refuse: AtomicBool,
-    scheduled: AtomicU64,
     blocks: Mutex<Vec<(usize, usize)>>,
 }
 
@@ -33,10 +32,6 @@ impl TestPlatform {
 
     pub(crate) fn refuse_pages(&self, refuse: bool) {
         self.refuse.store(refuse, Ordering::SeqCst);
-    }
-
-    pub(crate) fn times_scheduled(&self) -> u64 {
-        self.scheduled.load(Ordering::SeqCst)
     }
 }
 
@@ -88,9 +83,7 @@ unsafe impl Platform for TestPlatform {
         ProcessorIndex(0)
     }
 
-    fn schedule_deferred(&self, _: ProcessorIndex) {
-        self.scheduled.fetch_add(1, Ordering::SeqCst);
-    }
+    fn schedule_deferred(&self, _: ProcessorIndex) {}
 
     fn current_task(&self) -> TaskId {
         std::thread_local!(static HERE: u8 = const { 0 });

@@ -34,8 +34,10 @@ pub struct Grid {
     rows: usize,
     /// What the screen should show, row by row.
     text: Vec<Cell>,
-    /// What was drawn. `None`: unknown, draw it.
-    drawn: Vec<Option<Cell>>,
+    /// What was drawn last.
+    drawn: Vec<Cell>,
+    /// The rows that were written to since then: the first, and one past the last.
+    touched: (usize, usize),
     /// Where the next character goes. The column may be one past the last: the line is broken when another one comes.
     column: usize,
     row: usize,
@@ -44,7 +46,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Makes an empty screen, or `None` if it would have no cell or there is no memory for it.
+    /// Makes an empty screen, drawn empty; `None` if it would have no cell or there is no memory for it.
     #[must_use]
     pub fn new(columns: usize, rows: usize) -> Option<Self> {
         let count = columns.checked_mul(rows).filter(|count| *count > 0)?;
@@ -52,12 +54,13 @@ impl Grid {
         text.try_reserve_exact(count).ok()?;
         drawn.try_reserve_exact(count).ok()?;
         text.resize(count, Cell::BLANK);
-        drawn.resize(count, None);
+        drawn.resize(count, Cell::BLANK);
         Some(Self {
             columns,
             rows,
             text,
             drawn,
+            touched: (0, 0),
             column: 0,
             row: 0,
             continuation: 0,
@@ -112,6 +115,7 @@ impl Grid {
         if let Some(cell) = self.text.get_mut(self.row * self.columns + self.column) {
             *cell = Cell { glyph, style };
         }
+        self.touch(self.row, self.row + 1);
         self.column += 1;
     }
 
@@ -126,19 +130,30 @@ impl Grid {
         if let Some(row) = self.text.get_mut(last_row..) {
             row.fill(Cell::BLANK);
         }
+        self.touch(0, self.rows);
+    }
+
+    fn touch(&mut self, from: usize, to: usize) {
+        let (first, end) = self.touched;
+        self.touched = if first < end {
+            (first.min(from), end.max(to))
+        } else {
+            (from, to)
+        };
     }
 
     /// Calls `draw(column, row, cell)` for each cell that looks different from when it was drawn last.
     pub fn draw(&mut self, mut draw: impl FnMut(usize, usize, Cell)) {
-        for (index, (cell, drawn)) in self.text.iter().zip(&mut self.drawn).enumerate() {
-            let looks_the_same = match drawn {
-                Some(old) => old == cell || (old.glyph == b' ' && cell.glyph == b' '),
-                None => false,
-            };
-            if !looks_the_same {
-                draw(index % self.columns, index / self.columns, *cell);
-                *drawn = Some(*cell);
+        let (first, end) = core::mem::take(&mut self.touched);
+        let cells = first * self.columns..end * self.columns;
+        let (Some(text), Some(drawn)) = (self.text.get(cells.clone()), self.drawn.get_mut(cells)) else {
+            return;
+        };
+        for (index, (cell, drawn)) in text.iter().zip(drawn).enumerate() {
+            if *drawn != *cell && (drawn.glyph, cell.glyph) != (b' ', b' ') {
+                draw(index % self.columns, first + index / self.columns, *cell);
             }
+            *drawn = *cell;
         }
     }
 
@@ -204,11 +219,7 @@ mod tests {
     #[test]
     fn only_what_changed_is_drawn() {
         let mut grid = Grid::new(3, 2).unwrap();
-        assert_eq!(
-            drawn(&mut grid).len(),
-            6,
-            "all of it the first time: nobody knows what was there"
-        );
+        assert_eq!(drawn(&mut grid), [], "it was made empty");
         grid.write(b"ab\n", Style::Plain);
         assert_eq!(drawn(&mut grid), [(0, 0, b'a'), (1, 0, b'b')]);
         assert_eq!(drawn(&mut grid), []);

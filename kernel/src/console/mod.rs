@@ -1,7 +1,8 @@
 //! Text output: every console that exists gets every line.
 //!
-//! [`Console`] is one of them: the serial port ([`serial`]) or, later, the framebuffer. [`log`](mod@logger) writes through here, and so
-//! does the panic path, which takes the consoles even from a holder that died with them. Lines for machines start with `@@ `.
+//! [`Console`] is one of them: the serial port ([`serial`]) or, as soon as there is memory for it, the framebuffer, which then gets what
+//! was said before as well. [`log`](mod@logger) writes through here, and so does the panic path, which takes the consoles even from a
+//! holder that died with them. Lines for machines start with `@@ `; they go to the serial port alone.
 
 pub mod framebuffer;
 pub mod grid;
@@ -38,23 +39,84 @@ pub trait Console: Send {
 /// Consoles besides the serial one.
 const OTHERS: usize = 2;
 
+/// What is kept of the text from before there is another console than the serial one, in bytes.
+const EARLY: usize = 1536;
+
 struct Consoles {
     serial: Option<serial::Serial>,
     others: [Option<Box<dyn Console>>; OTHERS],
+    early: Early,
 }
 
 static CONSOLES: IrqMutex<Consoles> = IrqMutex::new(Consoles {
     serial: None,
     others: [const { None }; OTHERS],
+    early: Early::new(),
 });
 
 impl Consoles {
-    fn write(&mut self, text: &[u8], style: Style) {
+    fn write(&mut self, text: &[u8], style: Style, to: Audience) {
         if let Some(serial) = &mut self.serial {
             serial.write(text, style);
         }
+        if to == Audience::Machines {
+            return;
+        }
         for console in self.others.iter_mut().flatten() {
             console.write(text, style);
+        }
+        if self.others.iter().all(Option::is_none) {
+            self.early.keep(text, style);
+        }
+    }
+}
+
+/// Who a piece of text is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    People,
+    Machines,
+}
+
+/// The first words, for a console that comes later. What does not fit is not kept.
+struct Early {
+    /// Pieces: style, length, that many bytes.
+    bytes: [u8; EARLY],
+    used: usize,
+}
+
+impl Early {
+    const STYLES: [Style; 4] = [Style::Plain, Style::Dim, Style::Warning, Style::Error];
+
+    const fn new() -> Self {
+        Self {
+            bytes: [0; EARLY],
+            used: 0,
+        }
+    }
+
+    fn keep(&mut self, text: &[u8], style: Style) {
+        let style = Self::STYLES.iter().position(|known| *known == style);
+        for piece in text.chunks(usize::from(u8::MAX)) {
+            let room = self.bytes.get_mut(self.used..self.used + 2 + piece.len());
+            let (Some([kind, length, bytes @ ..]), Some(style)) = (room, style) else {
+                return;
+            };
+            *kind = u8::try_from(style).unwrap_or(0);
+            *length = u8::try_from(piece.len()).unwrap_or(0);
+            bytes.copy_from_slice(piece);
+            self.used += 2 + piece.len();
+        }
+    }
+
+    /// Gives a console what was kept.
+    fn tell(&self, console: &mut dyn Console) {
+        let mut rest = self.bytes.get(..self.used).unwrap_or(&[]);
+        while let [style, length, bytes @ ..] = rest {
+            let (text, more) = bytes.split_at(usize::from(*length).min(bytes.len()));
+            let style = Self::STYLES.get(usize::from(*style)).copied().unwrap_or(Style::Plain);
+            console.write(text, style);
+            rest = more;
         }
     }
 }
@@ -94,15 +156,16 @@ pub fn start_framebuffer(info: &Framebuffer) -> bool {
         .is_some_and(|screen| add(Box::new(screen)).is_ok())
 }
 
-/// Adds a console. Returns it if there is no room.
+/// Adds a console, and tells it what was said before there was any. Returns it if there is no room.
 ///
 /// # Errors
 ///
 /// The console, if there are too many.
-pub fn add(console: Box<dyn Console>) -> Result<(), Box<dyn Console>> {
-    let mut consoles = CONSOLES.lock();
+pub fn add(mut console: Box<dyn Console>) -> Result<(), Box<dyn Console>> {
+    let consoles = &mut *CONSOLES.lock();
     match consoles.others.iter_mut().find(|slot| slot.is_none()) {
         Some(slot) => {
+            consoles.early.tell(&mut *console);
             *slot = Some(console);
             Ok(())
         }
@@ -130,6 +193,7 @@ fn write_to(consoles: &mut Consoles, style: Style, text: fmt::Arguments<'_>) {
     let mut line = Buffered {
         consoles,
         style,
+        audience: None,
         buffer: [0; 128],
         used: 0,
     };
@@ -142,14 +206,23 @@ fn write_to(consoles: &mut Consoles, style: Style, text: fmt::Arguments<'_>) {
 struct Buffered<'a> {
     consoles: &'a mut Consoles,
     style: Style,
+    /// Known from the first bytes.
+    audience: Option<Audience>,
     buffer: [u8; 128],
     used: usize,
 }
 
 impl Buffered<'_> {
     fn flush(&mut self) {
-        self.consoles
-            .write(self.buffer.get(..self.used).unwrap_or(&[]), self.style);
+        let text = self.buffer.get(..self.used).unwrap_or(&[]);
+        let audience = *self.audience.get_or_insert_with(|| {
+            if text.starts_with(b"@@ ") {
+                Audience::Machines
+            } else {
+                Audience::People
+            }
+        });
+        self.consoles.write(text, self.style, audience);
         self.used = 0;
     }
 }
@@ -173,4 +246,58 @@ impl Write for Buffered<'_> {
 #[macro_export]
 macro_rules! println {
     ($($arg:tt)*) => { $crate::console::print($crate::console::Style::Plain, ::core::format_args!("{}\n", ::core::format_args!($($arg)*))) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::sync::Arc;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    /// A console that remembers.
+    #[derive(Default)]
+    struct Memory(Arc<spin::Mutex<Vec<(Vec<u8>, Style)>>>);
+
+    impl Console for Memory {
+        fn write(&mut self, text: &[u8], style: Style) {
+            self.0.lock().push((text.to_vec(), style));
+        }
+    }
+
+    #[test]
+    fn the_first_words_are_kept_in_their_styles_for_a_console_that_comes_later() {
+        let mut early = Early::new();
+        early.keep(b"careful\n", Style::Warning);
+        early.keep(&[b'x'; 300], Style::Dim);
+        early.keep(&[b'y'; 2 * EARLY], Style::Error);
+        let mut console = Memory::default();
+        early.tell(&mut console);
+        let told = console.0.lock();
+        assert_eq!(told[0], (b"careful\n".to_vec(), Style::Warning));
+        assert_eq!(told[1], (vec![b'x'; 255], Style::Dim));
+        assert_eq!(told[2], (vec![b'x'; 45], Style::Dim));
+        assert!(
+            told[3..]
+                .iter()
+                .all(|(text, style)| text == &[b'y'; 255] && *style == Style::Error)
+        );
+    }
+
+    #[test]
+    fn lines_for_machines_are_not_for_people() {
+        let console = Memory::default();
+        let said = Arc::clone(&console.0);
+        let mut consoles = Consoles {
+            serial: None,
+            others: [Some(Box::new(console)), None],
+            early: Early::new(),
+        };
+        let long = "z".repeat(300);
+        write_to(&mut consoles, Style::Plain, format_args!("@@ report {long}\n"));
+        assert!(said.lock().is_empty());
+        write_to(&mut consoles, Style::Plain, format_args!("hello @@ {long}\n"));
+        assert_eq!(said.lock().iter().map(|(text, _)| text.len()).sum::<usize>(), 310);
+        assert_eq!(consoles.early.used, 0, "kept only while nobody else listens");
+    }
 }

@@ -109,7 +109,8 @@ fn on_interrupt(processor: cpu::Processor) {
 /// The deferred work.
 fn process(processor: cpu::Processor) {
     if let Some(bus) = connected() {
-        bus.process(ProcessorIndex(processor));
+        // What is left is scheduled again by the bus itself.
+        let _progress = bus.process(ProcessorIndex(processor));
     }
     task::notify();
 }

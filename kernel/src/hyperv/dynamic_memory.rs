@@ -212,7 +212,7 @@ fn run() {
         }
         marks.say(&shown);
         task::notify();
-        let deadline = engine.next_wakeup().map_or(time::Deadline::Never, |instant| {
+        let deadline = driver.next_wakeup().map_or(time::Deadline::Never, |instant| {
             let left = instant.saturating_duration_since(hypervisor.now());
             time::Deadline::after_ns(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
         });

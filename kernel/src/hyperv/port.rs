@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use vmbus::memory::{Gpa, Pfn};
 use vmbus::platform::{
-    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TimedOut, Wait,
+    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut, Wait,
 };
 
 use crate::arch::cpu;
@@ -51,6 +51,10 @@ unsafe impl Platform for Port {
 
     fn current_processor(&self) -> ProcessorIndex {
         ProcessorIndex(cpu::current())
+    }
+
+    fn current_task(&self) -> TaskId {
+        TaskId(usize::try_from(task::current_number()).unwrap_or(usize::MAX))
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {

@@ -138,9 +138,25 @@ impl Scheduler {
     }
 }
 
+/// The number of the task that runs; 0 before there are any.
+static CURRENT: AtomicU64 = AtomicU64::new(0);
+
+/// What runs here, as a number: the task, or 0 for deferred work and for the time before there are tasks. No lock, any context.
+#[must_use]
+pub fn current_number() -> u64 {
+    if deferred::is_running() {
+        0
+    } else {
+        CURRENT.load(Ordering::Relaxed)
+    }
+}
+
 /// Makes what runs now the first task.
 pub fn start(name: &'static str) {
-    SCHEDULER.lock().insert(name, None, None);
+    let mut scheduler = SCHEDULER.lock();
+    scheduler.insert(name, None, None);
+    CURRENT.store(scheduler.current().map_or(0, |task| task.id.0), Ordering::Relaxed);
+    drop(scheduler);
     STARTED.store(true, Ordering::Release);
 }
 
@@ -294,6 +310,7 @@ fn give_way() {
                 let last = core::mem::replace(&mut scheduler.current, next);
                 if let Some(task) = scheduler.current() {
                     task.state = State::Running;
+                    CURRENT.store(task.id.0, Ordering::Relaxed);
                 }
                 // The lock is released with interrupts still off; nothing else touches the two stacks until they are on again.
                 drop(scheduler);

@@ -4,6 +4,7 @@
 //! - [`Contents`]: what goes onto the disk; [`disk`] lays it out.
 //! - [`Format`] and [`write()`]: the file around it.
 //! - [`script`]: the PowerShell script that makes the machine.
+//! - [`make`]: all of it, for `cargo run -- image`.
 //!
 //! The same contents give the same bytes: all identifiers are fixed.
 
@@ -16,7 +17,11 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::run_quietly;
+use crate::progress::{Step, say};
+use crate::{build, cli, tools};
 
 /// What goes onto the EFI system partition.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +96,100 @@ pub fn write(contents: &Contents<'_>, format: Format, path: &Path) -> Result<()>
     file.persist(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
+}
+
+/// Builds loader and kernel, writes the image and the script beside it, has the image checked and says what to do with it.
+///
+/// # Errors
+///
+/// What cannot be built or written, or what `qemu-img` finds wrong with the image.
+pub fn make(options: &cli::ImageOptions) -> Result<()> {
+    let format = options.format;
+    let path = options
+        .output
+        .clone()
+        .unwrap_or_else(|| Path::new("vmbus").with_extension(format.extension()));
+    if path.is_dir() {
+        bail!("{} is a folder; give -o the name of a file", path.display());
+    }
+    let (loader, kernel) = (std::fs::read(build::loader()?)?, std::fs::read(build::kernel()?)?);
+    let contents = Contents {
+        loader: &loader,
+        kernel: Some(&kernel),
+        command_line: options.cmdline.trim(),
+    };
+    let step = Step::start("writing the image");
+    write(&contents, format, &path)?;
+    let size = std::fs::metadata(&path)?.len();
+    step.done(&format!(
+        "{} is written: {} MiB, loader {} KiB, kernel {} KiB",
+        path.display(),
+        size.div_ceil(1 << 20),
+        loader.len().div_ceil(1 << 10),
+        kernel.len().div_ceil(1 << 10)
+    ));
+    match check(format, &path)? {
+        Some(said) => say(&format!("qemu-img finds nothing wrong with it:\n{said}")),
+        None => say("qemu-img is not installed here, so the image was not checked by it"),
+    }
+    let script = (format != Format::Raw)
+        .then(|| script::write_beside(&path))
+        .transpose()?;
+    say(&advice(format, &path, script.as_deref()));
+    Ok(())
+}
+
+/// What `qemu-img` says about an image; `None` where there is no such program.
+///
+/// # Errors
+///
+/// It finds the image broken.
+pub fn check(format: Format, path: &Path) -> Result<Option<String>> {
+    let root = tools::unpacked().then(tools::packages).transpose()?;
+    let ask = |words: &[&str]| -> Result<Option<String>> {
+        let Ok(mut program) = tools::helper("qemu-img", root.as_deref()) else {
+            return Ok(None);
+        };
+        program.args(words).args(["-f", format.qemu_name()]).arg(path);
+        run_quietly(&mut program, std::time::Duration::from_secs(60)).map(Some)
+    };
+    // The other two formats hold no structure that could be checked.
+    if format == Format::Vhdx {
+        ask(&["check"])?;
+    }
+    Ok(ask(&["info"])?.map(|text| indented(&text)))
+}
+
+fn indented(text: &str) -> String {
+    let lines: Vec<String> = text.lines().take(5).map(|line| format!("  {line}")).collect();
+    lines.join("\n")
+}
+
+/// What to do with a finished image.
+fn advice(format: Format, path: &Path, script: Option<&Path>) -> String {
+    let image = path.display();
+    let script = script.map(|script| script.display().to_string()).unwrap_or_default();
+    match format {
+        Format::Raw => format!(
+            "Boot it:      qemu-system-x86_64 -machine q35 -m 256 -drive if=pflash,format=raw,readonly=on,file=OVMF_CODE_4M.fd \\
+                \x20 -drive format=raw,file={image}
+              For Hyper-V:  write it as vhdx, for Azure as vhd (--format)"
+        ),
+        Format::Vhdx => format!(
+            "On Hyper-V:   copy {image} and {script} into one folder there; in PowerShell as administrator: .\\{}
+              Its console is the machine's window; the same text comes out of COM 1 (a named pipe, see the script).",
+            file_name(&script)
+        ),
+        Format::Vhd => format!(
+            "On Azure:     upload {image} as a page blob, make an image of generation V2 from it, and a machine from that,
+              without Trusted Launch (the loader is not signed); see its text in the serial console.
+On Hyper-V:   {script} converts it to vhdx first; --format vhdx saves that step."
+        ),
+    }
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// Writes the bytes; runs of zeros become holes.

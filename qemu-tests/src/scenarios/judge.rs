@@ -36,7 +36,7 @@ pub fn judge(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
 fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
     let outcome = &seen.outcome;
     if let Some(Verdict::Fail(reason)) = &outcome.verdict
-        && !matches!(expect, Expect::NoHyperv | Expect::Panic)
+        && matches!(expect, Expect::Pass | Expect::SilentPass)
     {
         bail!("the guest says: {reason}");
     }
@@ -50,6 +50,7 @@ fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
         Expect::Pass | Expect::SilentPass => status::PASS,
         Expect::Panic => status::PANIC,
         Expect::NoHyperv => status::NO_HYPERV,
+        Expect::PowerOff | Expect::Reset(_) | Expect::NoKernel | Expect::Script => 0,
     };
     ensure!(
         outcome.status == Some(wanted),
@@ -71,11 +72,39 @@ fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
             );
         }
         Expect::Panic => panic_report(seen)?,
+        Expect::PowerOff => ended_by_guest(seen, "guest-shutdown")?,
+        Expect::Reset(way) => {
+            ended_by_guest(seen, "guest-reset")?;
+            // Each way says so before it is tried: the last one that was is the one that worked.
+            let last = seen
+                .text
+                .lines()
+                .rev()
+                .find_map(|line| line.trim().strip_prefix("reset by "));
+            ensure!(last == Some(way), "the machine was reset by {last:?}, expected {way}");
+        }
+        Expect::NoKernel => ensure!(
+            outcome.verdict.is_none() && outcome.report.is_none(),
+            "a kernel started that should not have"
+        ),
+        Expect::Script => {}
     }
     if expect != Expect::Panic {
         let panicked = outcome.events.iter().any(|(name, _)| name == "GUEST_PANICKED");
         ensure!(!panicked, "the guest reported a crash");
     }
+    Ok(())
+}
+
+/// QEMU must say that the machine's end was the guest's wish, and the guest that it was done.
+fn ended_by_guest(seen: &Seen, reason: &str) -> Result<()> {
+    ensure!(seen.outcome.verdict.is_some(), "the guest gave no verdict");
+    let event = seen.outcome.events.iter().find(|(name, _)| name == "SHUTDOWN");
+    let Some((_, data)) = event else {
+        bail!("QEMU reported no SHUTDOWN")
+    };
+    let told = data.get("reason").and_then(Value::as_str);
+    ensure!(told == Some(reason), "the machine ended by {told:?}, expected {reason}");
     Ok(())
 }
 
@@ -187,6 +216,25 @@ mod tests {
         assert!(failure(Expect::Panic, &run).contains("but QEMU got"));
         run.outcome.status = Some(33);
         assert!(failure(Expect::Panic, &run).contains("expected 37"));
+    }
+
+    #[test]
+    fn an_end_by_the_guest_is_told_by_both_sides() {
+        let mut run = seen(Some(Verdict::Fail("no Hyper-V".into())), Some(0));
+        assert!(failure(Expect::PowerOff, &run).contains("no SHUTDOWN"));
+        let event = |reason: &str| ("SHUTDOWN".to_owned(), json!({"guest": true, "reason": reason}));
+        run.outcome.events.push(event("guest-reset"));
+        assert!(failure(Expect::PowerOff, &run).contains("expected guest-shutdown"));
+        run.text = "reset by ACPI's register\r\nreset by a triple fault\r\n".to_owned();
+        assert!(judge(Expect::Reset("a triple fault"), 10, &run).is_ok());
+        assert!(failure(Expect::Reset("ACPI's register"), &run).contains("triple fault"));
+        run.outcome.events = vec![event("guest-shutdown")];
+        assert!(judge(Expect::PowerOff, 10, &run).is_ok());
+        run.outcome.verdict = None;
+        assert!(failure(Expect::PowerOff, &run).contains("no verdict"));
+        assert!(judge(Expect::NoKernel, 10, &run).is_ok());
+        run.outcome.verdict = Some(Verdict::Pass);
+        assert!(failure(Expect::NoKernel, &run).contains("should not"));
     }
 
     #[test]

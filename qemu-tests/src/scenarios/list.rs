@@ -1,7 +1,9 @@
 //! The list of scenarios.
 
+use super::gen2::{Complaint, Reboots, Says, Screen};
 use super::scripts::{Balloon, BootTime, Connect, HotAdd, Nothing};
-use super::{Expect, Image, Scenario, Script};
+use super::{Expect, Image, KernelFile, Scenario, Script};
+use crate::image::Format;
 use crate::nested::Clock;
 use crate::qemu::Accelerator;
 
@@ -24,6 +26,8 @@ const COMMON: Scenario = Scenario {
     accelerator: Accelerator::Hyperv,
     clock: Clock::Deterministic,
     cmdline: "",
+    once: true,
+    reboots: false,
     memory: "128",
     cpus: 1,
     extra: BALLOON,
@@ -32,9 +36,154 @@ const COMMON: Scenario = Scenario {
     script: nothing,
 };
 
+/// Our kernel from a disk, as most tests of the loader want it.
+const DISK: Image = disk(Format::Raw, KernelFile::Whole);
+
+const fn disk(format: Format, kernel: KernelFile) -> Image {
+    Image::Uefi {
+        format,
+        kernel,
+        graphics: true,
+    }
+}
+
+/// UEFI under plain emulation: for tests that need no Hyper-V.
+const UEFI_PLAIN: Scenario = Scenario {
+    image: DISK,
+    accelerator: Accelerator::Plain,
+    memory: "256",
+    extra: &[],
+    expect: Expect::NoHyperv,
+    seconds: 120,
+    ..COMMON
+};
+
 /// Every scenario, in the order in which they run.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
+    let mut all = direct();
+    all.extend(gen2());
+    all
+}
+
+/// The Gen2 way, and the ends of a machine.
+fn gen2() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "uefi_plain",
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_vhdx",
+            image: disk(Format::Vhdx, KernelFile::Whole),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_vhd",
+            image: disk(Format::Vhd, KernelFile::Whole),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_low_memory_taken",
+            cmdline: "loader.take=1-16",
+            script: || Box::new(Says("free pages in 1 to 16 MiB, as loader.take says")),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_no_graphics",
+            image: Image::Uefi {
+                format: Format::Raw,
+                kernel: KernelFile::Whole,
+                graphics: false,
+            },
+            script: || {
+                Box::new(Says(
+                    "this machine has no graphics output; the kernel will talk on the serial port only",
+                ))
+            },
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_no_kernel",
+            image: disk(Format::Raw, KernelFile::Missing),
+            expect: Expect::NoKernel,
+            script: || Complaint::script(r"there is no kernel: put it at \EFI\vmbus\kernel.elf"),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_truncated_kernel",
+            image: disk(Format::Raw, KernelFile::Truncated),
+            expect: Expect::NoKernel,
+            script: || Complaint::script("it is cut off"),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_other_machine",
+            image: disk(Format::Raw, KernelFile::OtherMachine),
+            expect: Expect::NoKernel,
+            script: || Complaint::script("it is a program for another machine"),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_power_off",
+            cmdline: "exit=poweroff",
+            expect: Expect::PowerOff,
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "uefi_reset",
+            cmdline: "exit=reset",
+            expect: Expect::Reset("ACPI's register"),
+            ..UEFI_PLAIN
+        },
+        Scenario {
+            name: "power_off",
+            cmdline: "exit=poweroff",
+            expect: Expect::PowerOff,
+            ..COMMON
+        },
+        Scenario {
+            name: "reset_acpi",
+            cmdline: "exit=reset",
+            expect: Expect::Reset("ACPI's register"),
+            ..COMMON
+        },
+        Scenario {
+            name: "reset_hypervisor",
+            cmdline: "exit=reset-hypervisor",
+            expect: Expect::Reset("the hypervisor's register"),
+            ..COMMON
+        },
+        Scenario {
+            name: "reset_triple_fault",
+            cmdline: "exit=reset-fault",
+            expect: Expect::Reset("a triple fault"),
+            ..COMMON
+        },
+        Scenario {
+            name: "reboots",
+            cmdline: "exit=reset",
+            reboots: true,
+            expect: Expect::Script,
+            script: || Box::new(Reboots::default()),
+            seconds: 60,
+            ..COMMON
+        },
+        Scenario {
+            name: "uefi_nested",
+            image: DISK,
+            cmdline: "log=warn gen2.test",
+            once: false,
+            memory: "256",
+            seconds: 240,
+            script: || Box::new(Screen::default()),
+            ..COMMON
+        },
+    ]
+}
+
+/// By direct boot.
+fn direct() -> Vec<Scenario> {
     vec![
         Scenario {
             name: "ground",

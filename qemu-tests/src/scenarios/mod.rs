@@ -1,8 +1,9 @@
 //! The VM tests: what machine, what command line, what the runner does meanwhile, and what counts as success.
 //!
 //! A [`Scenario`] is data plus a [`Script`]. It runs wherever a host is ([`run`]): on a machine with KVM, or inside the nested host. The list
-//! is [`all`]; the scripts are in [`scripts`]; what makes a run a success is in [`judge`].
+//! is [`all`]; the scripts are in [`scripts`] and [`gen2`]; what makes a run a success is in [`judge`].
 
+pub mod gen2;
 pub mod judge;
 pub mod list;
 pub mod scripts;
@@ -17,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::guest::Line;
+use crate::image::Format;
 use crate::nested::Clock;
-use crate::qemu::{Accelerator, Machine, Qemu};
+use crate::qemu::{Accelerator, Machine, Qemu, Start};
 use crate::vm::{Outcome, Vm, Watcher, follow};
-use crate::{linux64, pvh};
+use crate::{linux64, pvh, uefi};
 
 pub use list::{all, find};
 
@@ -35,13 +37,41 @@ pub enum Image {
     Hello,
     /// The same, by the entry of the Linux 64-bit boot protocol.
     HelloLinuxEntry,
+    /// Our kernel, by UEFI from a disk, as on a Gen2 machine.
+    Uefi {
+        /// The kind of disk image.
+        format: Format,
+        /// What is on it in the kernel's place.
+        kernel: KernelFile,
+        /// Whether there is a graphics adapter.
+        graphics: bool,
+    },
+}
+
+/// What a loader finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelFile {
+    /// Our kernel.
+    Whole,
+    /// No file.
+    Missing,
+    /// Our kernel without its second half.
+    Truncated,
+    /// A program for another processor.
+    OtherMachine,
 }
 
 impl Image {
     /// Whether our kernel is in it.
     #[must_use]
     pub const fn needs_kernel(self) -> bool {
-        matches!(self, Self::Kernel | Self::LinuxEntry)
+        matches!(self, Self::Kernel | Self::LinuxEntry | Self::Uefi { .. })
+    }
+
+    /// Whether our loader and the firmware are in it.
+    #[must_use]
+    pub const fn needs_uefi(self) -> bool {
+        matches!(self, Self::Uefi { .. })
     }
 }
 
@@ -56,6 +86,14 @@ pub enum Expect {
     Panic,
     /// There is no Hyper-V: the guest says what it found, and ends with the status for that.
     NoHyperv,
+    /// The guest gives a verdict (any) and switches the machine off.
+    PowerOff,
+    /// The guest gives a verdict (any), resets the machine, and that in this way, to be found in its last words.
+    Reset(&'static str),
+    /// The kernel never starts; the script ends QEMU.
+    NoKernel,
+    /// Whatever the script wants; it ends QEMU.
+    Script,
 }
 
 /// One VM test.
@@ -71,6 +109,10 @@ pub struct Scenario {
     pub clock: Clock,
     /// The kernel's command line, without what every run has.
     pub cmdline: &'static str,
+    /// Whether the kernel ends after its status table, or waits for somebody to type.
+    pub once: bool,
+    /// Whether a reset of the machine ends QEMU, as it should, or is only counted.
+    pub reboots: bool,
     /// What goes behind `-m`.
     pub memory: &'static str,
     /// Number of processors.
@@ -87,6 +129,15 @@ pub struct Scenario {
 
 /// What the runner does while a guest runs, and checks at its end. Every method may do nothing.
 pub trait Script {
+    /// Text for people came; `so_far` is all of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Script::mark`].
+    fn text(&mut self, _vm: &mut Vm, _so_far: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
     /// The guest passed a point.
     ///
     /// # Errors
@@ -144,11 +195,11 @@ struct Guide {
 const LONGEST_TEXT: usize = 4 << 20;
 
 impl Watcher for Guide {
-    fn text(&mut self, _vm: &mut Vm, bytes: &[u8]) -> Result<()> {
+    fn text(&mut self, vm: &mut Vm, bytes: &[u8]) -> Result<()> {
         if self.text.len() < LONGEST_TEXT {
             self.text.extend_from_slice(bytes);
         }
-        Ok(())
+        self.script.text(vm, &self.text)
     }
 
     fn line(&mut self, vm: &mut Vm, line: &Line) -> Result<()> {
@@ -163,29 +214,41 @@ impl Watcher for Guide {
     }
 }
 
-/// Runs a scenario with `qemu` on this machine; `kernel` is our kernel's image. Everything that happens goes to `log`.
+/// What scenarios are run with.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// The QEMU that runs the guest.
+    pub qemu: Qemu,
+    /// Our kernel's image.
+    pub kernel: PathBuf,
+    /// For scenarios that boot by UEFI.
+    pub uefi: Option<uefi::Parts>,
+}
+
+/// Runs a scenario on this machine. Everything that happens goes to `log`; what a script keeps goes into the current folder.
 #[must_use]
-pub fn run(scenario: &Scenario, qemu: &Qemu, kernel: &Path, log: File) -> Verdict {
+pub fn run(scenario: &Scenario, tools: &Tools, log: File) -> Verdict {
     let mut verdict = Verdict::default();
-    if let Err(error) = attempt(scenario, qemu, kernel, log, &mut verdict) {
+    if let Err(error) = attempt(scenario, tools, log, &mut verdict) {
         verdict.failure = Some(format!("{error:#}"));
     }
     verdict
 }
 
-fn attempt(scenario: &Scenario, qemu: &Qemu, kernel: &Path, log: File, verdict: &mut Verdict) -> Result<()> {
-    let cmdline = format!("exit=qemu report once {}", scenario.cmdline);
+fn attempt(scenario: &Scenario, tools: &Tools, log: File, verdict: &mut Verdict) -> Result<()> {
+    let once = if scenario.once { "once " } else { "" };
+    let cmdline = format!("exit=qemu report {once}{}", scenario.cmdline);
     let folder = tempfile::tempdir()?;
     let machine = Machine {
         accelerator: scenario.accelerator,
-        kernel: image(scenario, kernel, &cmdline, folder.path())?,
-        cmdline,
+        start: start(scenario, tools, &cmdline, folder.path())?,
+        reboots: scenario.reboots,
         memory: scenario.memory.to_owned(),
         cpus: scenario.cpus,
         uart: scenario.expect != Expect::SilentPass,
         extra: scenario.extra.iter().map(|&word| word.to_owned()).collect(),
     };
-    let mut vm = Vm::start(qemu, &machine, log)?;
+    let mut vm = Vm::start(&tools.qemu, &machine, log)?;
     let mut guide = Guide {
         script: (scenario.script)(),
         text: Vec::new(),
@@ -210,18 +273,56 @@ fn hello() -> Vec<u8> {
     pvh::hello("hello from the smallest guest\n@@ verdict pass\n", 0x10)
 }
 
-/// The file for `-kernel`.
-fn image(scenario: &Scenario, kernel: &Path, cmdline: &str, folder: &Path) -> Result<PathBuf> {
+/// What the machine starts.
+fn start(scenario: &Scenario, tools: &Tools, cmdline: &str, folder: &Path) -> Result<Start> {
+    let kernel = || std::fs::read(&tools.kernel).with_context(|| format!("cannot read {}", tools.kernel.display()));
     let content = match scenario.image {
-        Image::Kernel => return Ok(kernel.to_path_buf()),
-        Image::LinuxEntry => {
-            let elf = std::fs::read(kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
-            linux64::trampoline(&elf, cmdline, linux64::megabytes(scenario.memory)?)?
+        Image::Kernel => {
+            return Ok(Start::Direct {
+                kernel: tools.kernel.clone(),
+                cmdline: cmdline.to_owned(),
+            });
         }
+        Image::Uefi {
+            format,
+            kernel: file,
+            graphics,
+        } => {
+            let parts = tools.uefi.as_ref().context("the runner was given no loader")?;
+            let kernel = on_disk(file, kernel()?);
+            let disk = uefi::Disk {
+                kernel: kernel.as_deref(),
+                command_line: cmdline,
+                format,
+            };
+            return parts.machine(&disk, graphics, folder);
+        }
+        Image::LinuxEntry => linux64::trampoline(&kernel()?, cmdline, linux64::megabytes(scenario.memory)?)?,
         Image::Hello => hello(),
         Image::HelloLinuxEntry => linux64::trampoline(&hello(), cmdline, linux64::megabytes(scenario.memory)?)?,
     };
     let file = folder.join("image");
     std::fs::write(&file, content)?;
-    Ok(file)
+    Ok(Start::Direct {
+        kernel: file,
+        cmdline: cmdline.to_owned(),
+    })
+}
+
+/// The file in the kernel's place.
+fn on_disk(file: KernelFile, mut kernel: Vec<u8>) -> Option<Vec<u8>> {
+    /// Of the machine in an ELF header.
+    const MACHINE: std::ops::Range<usize> = 18..20;
+    const AARCH64: u16 = 183;
+    match file {
+        KernelFile::Whole => {}
+        KernelFile::Missing => return None,
+        KernelFile::Truncated => kernel.truncate(kernel.len() / 2),
+        KernelFile::OtherMachine => {
+            if let Some(machine) = kernel.get_mut(MACHINE) {
+                machine.copy_from_slice(&AARCH64.to_le_bytes());
+            }
+        }
+    }
+    Some(kernel)
 }

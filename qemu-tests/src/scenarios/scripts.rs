@@ -22,7 +22,7 @@ pub struct Nothing;
 
 impl Script for Nothing {}
 
-fn report(seen: &Seen) -> Result<Report> {
+pub(super) fn report(seen: &Seen) -> Result<Report> {
     let value = seen
         .outcome
         .report
@@ -240,7 +240,7 @@ impl Script for BootTime {
     }
 }
 
-fn nanoseconds_as_ms(time: u64) -> f64 {
+pub(super) fn nanoseconds_as_ms(time: u64) -> f64 {
     std::time::Duration::from_nanos(time).as_secs_f64() * 1000.0
 }
 

@@ -7,6 +7,7 @@
 pub mod apt;
 pub mod closure;
 pub mod kernel;
+pub mod ovmf;
 pub mod sources;
 
 use std::fs::{self, File};
@@ -136,6 +137,18 @@ pub fn middle_kernel() -> Result<kernel::Kernel> {
         Err(error) => bail!("{why:#}; and {error:#}"),
     };
     kernel::find(Path::new("/")).or_else(unpacked)
+}
+
+/// The UEFI firmware for the guest.
+///
+/// # Errors
+///
+/// As [`qemu`].
+pub fn firmware() -> Result<ovmf::Ovmf> {
+    ovmf::find(Path::new("/")).or_else(|why| match packages() {
+        Ok(root) => ovmf::find(&root),
+        Err(error) => bail!("{why:#}; and {error:#}"),
+    })
 }
 
 /// The installed QEMU.

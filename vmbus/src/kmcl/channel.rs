@@ -67,6 +67,10 @@ impl<C: Context> Channel<C> {
         Self::borrowed(&self.core)
     }
 
+    pub(crate) const fn shared(&self) -> &Shared<Core<C>> {
+        &self.core
+    }
+
     pub(crate) fn core(&self) -> &Core<C> {
         &self.core
     }
@@ -289,7 +293,7 @@ impl<C: Context> Channel<C> {
     /// [`init_set_passive_wake`](DisabledChannel::init_set_passive_wake).
     pub fn process_at_passive(&self) {
         self.core.passive_pending.store(false, Ordering::Relaxed);
-        Core::process(&self.core, Level::Passive);
+        Core::process(self, Level::Passive);
     }
 
     /// Returns true if something waits for [`process_at_passive`](Self::process_at_passive).
@@ -300,7 +304,7 @@ impl<C: Context> Channel<C> {
 
     /// Delivers what there is to deliver now, for those who poll.
     pub fn process(&self) {
-        Core::process(&self.core, Level::Dispatch);
+        Core::process(self, Level::Dispatch);
     }
 
     /// Sets how many incoming packets may be held uncompleted (`VmbChannelSetTransactionQuota`). At the quota the ring is not

@@ -1,6 +1,6 @@
 //! What a channel has done: [`Counters`], a snapshot that can be taken at any time.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)+) => {
@@ -15,6 +15,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct LiveCounters {
             $(pub(crate) $name: AtomicU64,)+
+            /// The sending side has something to do for whoever processes: a line, packets to hand back, a broken ring.
+            pub(crate) outgoing_work: AtomicBool,
         }
 
         impl LiveCounters {

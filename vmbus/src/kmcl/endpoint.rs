@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use super::counters::{LiveCounters, add};
 use super::external::Lent;
 use super::gate::{Gate, Inside};
-use super::outgoing::{IfFull, Outgoing, push_reserved};
+use super::outgoing::{GoneOut, IfFull, Outgoing, push_reserved};
 use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::{Incoming, IncomingBody, Ready, Slot};
 use super::settings::{Callbacks, Settings, gone_from};
@@ -256,6 +256,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Returns the memory that the packet in flight with this id lends.
+    #[cfg(feature = "host")]
     pub(crate) fn lent(&self, transaction_id: u64) -> Option<Mdl> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(super::slab::RequestId(transaction_id))?;
@@ -303,8 +304,7 @@ impl<C: Context> Core<C> {
                 self.free_packet(body);
             } else {
                 // The routine is a callback: it is called where callbacks are.
-                let lost = push_reserved(&mut outgoing.placed, body);
-                debug_assert!(lost.is_none(), "reserved for all packets");
+                outgoing.hand_back(body, &self.counters);
                 if let Some(transport) = &outgoing.transport {
                     transport.schedule();
                 }
@@ -346,21 +346,16 @@ impl<C: Context> Core<C> {
     /// and slots to the receiving side.
     pub(crate) fn collect_placed(&self) {
         loop {
-            let mut outgoing = self.outgoing.lock(self.platform);
-            if let Some(slot) = outgoing.returned.pop() {
-                drop(outgoing);
-                self.slot_is_free(slot);
-            } else if let Some(body) = outgoing.placed.pop() {
-                drop(outgoing);
-                if body.routine.is_some() {
+            let next = self.outgoing.lock(self.platform).take_placed(&self.counters);
+            match next {
+                Some(GoneOut::Slot(slot)) => self.slot_is_free(slot),
+                Some(GoneOut::Packet(body)) if body.routine.is_some() => {
                     self.incoming
                         .lock(self.platform)
                         .make_ready(Ready::Completed(body, Ok(0)));
-                } else {
-                    self.free_packet(body);
                 }
-            } else {
-                return;
+                Some(GoneOut::Packet(body)) => self.free_packet(body),
+                None => return,
             }
         }
     }

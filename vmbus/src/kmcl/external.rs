@@ -45,6 +45,7 @@ impl Lent {
     }
 
     /// Returns what the peer is told of.
+    #[cfg(feature = "host")]
     pub(crate) const fn described(&self) -> &Mdl {
         &self.described
     }

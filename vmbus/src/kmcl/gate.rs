@@ -30,10 +30,15 @@ pub(crate) struct Gate {
 impl Gate {
     /// Takes the gate if it is free; otherwise leaves a note that there is work.
     pub(crate) fn enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
-        // In front of the look at the gate: the holder reads the note after it has left.
-        self.again.store(true, Ordering::SeqCst);
-        let entered = self.try_enter(task, inside)?;
-        self.again.store(false, Ordering::SeqCst);
+        let entered = self.try_enter(task, inside).or_else(|| {
+            // In front of the second look at the gate: the holder reads the note after it has left.
+            self.again.store(true, Ordering::SeqCst);
+            self.try_enter(task, inside)
+        })?;
+        // A note that is missed here is met after leaving.
+        if self.again.load(Ordering::Relaxed) {
+            self.again.store(false, Ordering::SeqCst);
+        }
         Some(entered)
     }
 

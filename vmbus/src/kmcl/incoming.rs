@@ -349,13 +349,9 @@ impl<C: Context> Core<C> {
         if len > self.settings.maximum_external_data || count > self.settings.maximum_chain_length {
             return Err(Error::InvalidExternalData { len, ranges: count });
         }
-        let lent = {
-            let outgoing = self.outgoing.lock(self.platform);
-            outgoing
-                .transport
-                .as_ref()
-                .and_then(|transport| transport.lent_by_peer(body.transaction_id))
-        };
+        // Asked without a lock of ours: the peer looks into its own table.
+        let transport = self.outgoing.lock(self.platform).transport.clone();
+        let lent = transport.and_then(|transport| transport.lent_by_peer(body.transaction_id));
         let lent = lent.ok_or(Error::NotLent)?;
         if lent.len() != len {
             return Err(Error::NotLent);

@@ -20,30 +20,32 @@ use super::transport::{Opened, ServerSink, Sink};
 use super::{Channel, Context, Error, Gone, Level, Side};
 use crate::Instant;
 use crate::fallible::{OutOfMemory, Shared, try_box};
+#[cfg(feature = "host")]
 use crate::memory::Mdl;
 
 /// What the bus tells a channel.
-struct Receiver<C: Context>(Shared<Core<C>>);
+struct Receiver<C: Context>(Channel<C>);
 
 impl<C: Context> Sink for Receiver<C> {
     fn signalled(&self) {
-        super::counters::add(&self.0.counters.signals_received, 1);
+        super::counters::add(&self.0.core().counters.signals_received, 1);
         Core::process(&self.0, Level::Dispatch);
     }
 
     fn gone(&self, why: Gone) {
-        self.0.end(why);
+        self.0.core().end(why);
         Core::process(&self.0, Level::Dispatch);
     }
 
+    #[cfg(feature = "host")]
     fn lent(&self, transaction_id: u64) -> Option<Mdl> {
-        self.0.lent(transaction_id)
+        self.0.core().lent(transaction_id)
     }
 }
 
 impl<C: Context> ServerSink for Receiver<C> {
     fn opened(&self, opened: Opened, until: Option<Instant>) -> Result<(), Error> {
-        Core::opened(&self.0, opened, until)
+        Core::opened(self.0.shared(), opened, until)
     }
 
     fn signalled(&self) {
@@ -57,13 +59,13 @@ impl<C: Context> ServerSink for Receiver<C> {
 
 /// Makes the object that is told of a server's clients.
 pub(crate) fn server_sink<C: Context>(core: &Shared<Core<C>>) -> Result<Box<dyn ServerSink>, OutOfMemory> {
-    Ok(try_box(Receiver(core.clone()))?)
+    Ok(try_box(Receiver(Channel::borrowed(core)))?)
 }
 
 impl<C: Context> Core<C> {
     /// Makes the object that the bus tells of signals.
     pub(crate) fn sink(this: &Shared<Self>) -> Result<Box<dyn Sink>, OutOfMemory> {
-        Ok(try_box(Receiver(this.clone()))?)
+        Ok(try_box(Receiver(Channel::borrowed(this)))?)
     }
 
     /// Takes the gate, waiting for a callback that runs.
@@ -106,7 +108,7 @@ impl<C: Context> Core<C> {
         }
         drop(entered);
         // What came meanwhile was not delivered.
-        Self::process(this, Level::Passive);
+        Self::process(&Channel::borrowed(this), Level::Passive);
         Ok(())
     }
 
@@ -192,7 +194,7 @@ impl<C: Context> Core<C> {
             _ => {}
         }
         drop(entered);
-        Self::process(this, Level::Passive);
+        Self::process(&Channel::borrowed(this), Level::Passive);
         Ok(())
     }
 

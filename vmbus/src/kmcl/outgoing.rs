@@ -16,6 +16,8 @@ use super::slab::{RequestId, Slab};
 use super::transport::{RingPages, Transport};
 use super::{Context, Error};
 use crate::fallible::{OutOfMemory, Shared, try_vec_with_capacity};
+use core::sync::atomic::Ordering;
+
 use crate::protocol::packet::{PacketFlags, PacketType};
 use crate::ring::{Header, Producer, Room, WriteError};
 
@@ -33,6 +35,12 @@ enum Queued<C: Context> {
     Notice(PacketMemory<C>),
     /// The answer to the packet that lent its memory, which holds this many bytes of it.
     Completion(Slot, usize),
+}
+
+/// What went out late, on its way to where it belongs.
+pub(crate) enum GoneOut<C: Context> {
+    Packet(PacketMemory<C>),
+    Slot(Slot),
 }
 
 /// What to do if the ring is full.
@@ -54,9 +62,9 @@ pub(crate) struct Outgoing<C: Context> {
     pub(crate) pool: Vec<PacketMemory<C>>,
     queue: VecDeque<Queued<C>>,
     /// Packets that went out without asking for a completion, whose routine is to be called.
-    pub(crate) placed: Vec<PacketMemory<C>>,
+    placed: Vec<PacketMemory<C>>,
     /// Memory of completions that went out late, on its way back to the receiving side.
-    pub(crate) returned: Vec<Slot>,
+    returned: Vec<Slot>,
     /// The peer broke the ring.
     pub(crate) broken: bool,
     packets: u32,
@@ -119,7 +127,11 @@ impl<C: Context> Outgoing<C> {
                 Ok(true)
             }
             Err(WriteError::Full { .. }) => Ok(false),
-            Err(error) => Err(self.fail(&error, payload.len())),
+            Err(error) => {
+                let error = self.fail(&error, payload.len());
+                self.note_work(counters);
+                Err(error)
+            }
         }
     }
 
@@ -147,6 +159,7 @@ impl<C: Context> Outgoing<C> {
         if self.queue.len() == 1 {
             self.flush(counters);
         }
+        self.note_work(counters);
     }
 
     /// Sends a packet that waits for its completion; on an error the packet comes back.
@@ -264,6 +277,11 @@ impl<C: Context> Outgoing<C> {
 
     /// Sends what waits in line, as far as there is room. The peer is told what is waited for.
     pub(crate) fn flush(&mut self, counters: &LiveCounters) {
+        self.send_line(counters);
+        self.note_work(counters);
+    }
+
+    fn send_line(&mut self, counters: &LiveCounters) {
         while self.flowing {
             let (Some(ring), Some(first)) = (&mut self.ring, self.queue.front()) else {
                 break;
@@ -360,6 +378,12 @@ impl<C: Context> Outgoing<C> {
             .map_err(|_| OutOfMemory)
     }
 
+    /// Tells those who process whether there is something to do here.
+    fn note_work(&self, counters: &LiveCounters) {
+        let is_work = !self.queue.is_empty() || self.has_placed() || self.broken;
+        counters.outgoing_work.store(is_work, Ordering::Release);
+    }
+
     /// Returns true if something waits in line.
     pub(crate) fn has_line(&self) -> bool {
         !self.queue.is_empty()
@@ -368,6 +392,24 @@ impl<C: Context> Outgoing<C> {
     /// Returns true if packets that went out late are to be collected.
     pub(crate) const fn has_placed(&self) -> bool {
         !self.placed.is_empty() || !self.returned.is_empty()
+    }
+
+    /// Takes the next packet or slot that went out late.
+    pub(crate) fn take_placed(&mut self, counters: &LiveCounters) -> Option<GoneOut<C>> {
+        let next = self
+            .returned
+            .pop()
+            .map(GoneOut::Slot)
+            .or_else(|| self.placed.pop().map(GoneOut::Packet));
+        self.note_work(counters);
+        next
+    }
+
+    /// Has the packet's routine called by whoever processes.
+    pub(crate) fn hand_back(&mut self, body: PacketMemory<C>, counters: &LiveCounters) {
+        let lost = push_reserved(&mut self.placed, body);
+        debug_assert!(lost.is_none(), "reserved for all packets");
+        self.note_work(counters);
     }
 
     fn put_placed(&mut self, body: PacketMemory<C>) {

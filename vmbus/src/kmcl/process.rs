@@ -10,13 +10,13 @@ use super::incoming::IncomingPacket;
 use super::outgoing::InFlight;
 use super::packet::{OutgoingPacket, PacketMemory, Waiter};
 
-use super::receive::{Read, Ready};
+use super::receive::{Incoming, Read, Ready};
 use super::settings::gone_code;
 use super::slab::RequestId;
 use super::transport::RingPages;
 use super::{Channel, Context, Error, Gone, Level};
-use crate::fallible::Shared;
 use crate::ring::Peek;
+use crate::sync::LockGuard;
 
 /// After this many packets in a row the peer is asked not to signal until the batch ends.
 const MASK_AFTER: u32 = 4;
@@ -29,22 +29,26 @@ enum Found<C: Context> {
     Ready(Ready<C>),
     /// A completion that went to its task or to nobody.
     Handled(Option<Waker>),
-    Nothing,
+    /// No more; whether to look again, and whether packets are held back.
+    Nothing {
+        again: bool,
+        held: bool,
+    },
 }
 
 impl<C: Context> Core<C> {
     /// Delivers what there is: packets to the packet callback, completions to routines. If another one is doing that, it is
     /// told to look again.
-    pub(crate) fn process(this: &Shared<Self>, level: Level) {
+    pub(crate) fn process(channel: &Channel<C>, level: Level) {
+        let this = channel.core();
         let task = this.platform.current_task();
         loop {
             let Some(entered) = this.gate.enter(task, Inside::Callback) else {
                 return;
             };
-            let channel = Channel::borrowed(this);
-            this.run_down_if_ending(&channel);
-            this.batch(&channel, level);
-            this.run_down_if_ending(&channel);
+            this.run_down_if_ending(channel);
+            this.batch(channel, level);
+            this.run_down_if_ending(channel);
             drop(entered);
             if !this.gate.has_note() {
                 return;
@@ -58,8 +62,8 @@ impl<C: Context> Core<C> {
     }
 
     fn batch(&self, channel: &Channel<C>, level: Level) {
-        let (mut processed, mut taken, mut masked) = (0_u32, 0_u32, false);
-        loop {
+        let (mut processed, mut taken) = (0_u32, 0_u32);
+        let waiting = loop {
             let may_deliver = self.may_deliver(level);
             match self.next(level, may_deliver) {
                 Found::Ready(Ready::Packet(body)) => {
@@ -80,33 +84,32 @@ impl<C: Context> Core<C> {
                         waker.wake();
                     }
                 }
-                Found::Nothing => {
-                    if !self.end_of_batch(masked) {
-                        break;
-                    }
-                    masked = false;
-                }
+                Found::Nothing { again: true, .. } => {}
+                Found::Nothing { held, .. } => break held,
             }
             taken += 1;
             if taken == BATCH_LIMIT {
                 // A peer that never stops does not keep others from their turn.
-                let _ = self.end_of_batch(masked);
+                let _ = self.end_of_reading(self.incoming.lock(self.platform));
                 self.reschedule();
-                break;
+                break false;
             }
-            if taken == MASK_AFTER && !masked {
-                masked = true;
-                if let Some(ring) = &mut self.incoming.lock(self.platform).ring {
+            if taken == MASK_AFTER {
+                let incoming = &mut *self.incoming.lock(self.platform);
+                if let Some(ring) = &mut incoming.ring {
                     ring.mask();
+                    incoming.masked = true;
                 }
             }
-        }
+        };
         if processed > 0
             && let Some(callback) = &self.callbacks.processing_complete
         {
             callback(channel, processed);
         }
-        self.wake_passive(channel, level);
+        if waiting && level != Level::Passive {
+            self.wake_passive(channel);
+        }
     }
 
     /// Calls the routines of all packets that are completed.
@@ -120,15 +123,8 @@ impl<C: Context> Core<C> {
         }
     }
 
-    fn wake_passive(&self, channel: &Channel<C>, level: Level) {
-        if level == Level::Passive {
-            return;
-        }
-        let waiting = {
-            let incoming = self.incoming.lock(self.platform);
-            !incoming.stopped && incoming.held > 0
-        };
-        if waiting && self.phase() == Phase::Running {
+    fn wake_passive(&self, channel: &Channel<C>) {
+        if self.phase() == Phase::Running {
             self.passive_pending.store(true, Ordering::Release);
             if let Some(callback) = &self.callbacks.passive_wake {
                 callback(channel);
@@ -146,22 +142,28 @@ impl<C: Context> Core<C> {
         routine(channel, OutgoingPacket::new(body, channel.uncounted()), status);
     }
 
-    /// Gives the room of what was read back; true if more came meanwhile that would not be signalled.
-    fn end_of_batch(&self, masked: bool) -> bool {
-        let mut incoming = self.incoming.lock(self.platform);
-        let Some(ring) = &mut incoming.ring else {
-            return false;
-        };
-        let (signal, more) = if masked {
-            match ring.unmask() {
-                Ok(unmasked) => (unmasked.signal.is_needed(), unmasked.more),
-                Err(_) => (false, false),
-            }
-        } else {
-            (ring.commit().is_needed(), false)
+    /// Gives the room of what was read back, and sends what waits in line.
+    fn end_of_reading(&self, mut incoming: LockGuard<'_, Incoming<C>>) -> Found<C> {
+        let held = incoming.held > 0 && !incoming.stopped;
+        let masked = core::mem::take(&mut incoming.masked);
+        let (signal, more) = match &mut incoming.ring {
+            None => (false, false),
+            Some(ring) if masked => ring
+                .unmask()
+                .map_or((false, false), |found| (found.signal.is_needed(), found.more)),
+            Some(ring) => (ring.commit().is_needed(), false),
         };
         let more = more && !incoming.blocked;
         drop(incoming);
+        let again = (signal || self.counters.outgoing_work.load(Ordering::Acquire)) && self.outgoing_work(signal);
+        Found::Nothing {
+            again: more || again,
+            held,
+        }
+    }
+
+    /// Signals, sends what waits in line, and takes packets that went out; true if routines are to be called for these.
+    fn outgoing_work(&self, signal: bool) -> bool {
         let mut outgoing = self.outgoing.lock(self.platform);
         if signal {
             outgoing.signal(&self.counters);
@@ -178,7 +180,7 @@ impl<C: Context> Core<C> {
         if broken {
             self.end(Gone::Corrupt);
         }
-        more || placed
+        placed
     }
 
     /// Takes the next thing: first what is ready, then from the ring. Without `packets`, packets are put in line.
@@ -218,7 +220,7 @@ impl<C: Context> Core<C> {
                         return Found::Handled(None);
                     }
                 },
-                Read::Empty | Read::NoSlot => return Found::Nothing,
+                Read::Empty | Read::NoSlot => return self.end_of_reading(incoming),
                 Read::Corrupt(corruption) => {
                     drop(incoming);
                     return self.corrupt(corruption);
@@ -227,7 +229,7 @@ impl<C: Context> Core<C> {
         }
     }
 
-    fn indicate(&self, incoming: &mut super::receive::Incoming<C>) {
+    fn indicate(&self, incoming: &mut Incoming<C>) {
         incoming.indicated += 1;
         add(&self.counters.incoming_outstanding, 1);
     }
@@ -237,7 +239,10 @@ impl<C: Context> Core<C> {
             log::warn!(target: "vmbus::kmcl", "{}: the peer broke the ring: {corruption}", self.settings.name.as_str());
         }
         self.end(Gone::Corrupt);
-        Found::Nothing
+        Found::Nothing {
+            again: false,
+            held: false,
+        }
     }
 
     /// The channel ends, for this reason unless it ends already; the next `process` or wait runs it down.
@@ -269,7 +274,13 @@ impl<C: Context> Core<C> {
                     Settled::Task(waker) => (waker, None),
                     Settled::Dropped(request) => (None, request),
                 },
-                Read::Empty | Read::NoSlot => break,
+                Read::Empty | Read::NoSlot => {
+                    if !incoming.ready.is_empty() {
+                        self.gate.leave_note();
+                    }
+                    let _ = self.end_of_reading(incoming);
+                    return;
+                }
                 Read::Corrupt(corruption) => {
                     drop(incoming);
                     let _ = self.corrupt(corruption);
@@ -283,11 +294,6 @@ impl<C: Context> Core<C> {
             if let Some(request) = freed {
                 self.free_packet(request.body);
             }
-        }
-        let _ = self.end_of_batch(false);
-        let ready = !self.incoming.lock(self.platform).ready.is_empty();
-        if ready {
-            self.gate.leave_note();
         }
     }
 

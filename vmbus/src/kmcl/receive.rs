@@ -164,6 +164,8 @@ pub(crate) struct Incoming<C: Context> {
     pub(crate) quota: u32,
     /// The ring was not read because of the quota; the next completion has to bring `process` back.
     pub(crate) blocked: bool,
+    /// The peer was asked not to signal.
+    pub(crate) masked: bool,
     /// The driver failed a packet: nothing is delivered any more.
     pub(crate) stopped: bool,
 }
@@ -179,6 +181,7 @@ impl<C: Context> Incoming<C> {
             held: 0,
             quota: 0,
             blocked: false,
+            masked: false,
             stopped: false,
         };
         incoming.set_quota(settings, settings.quota, new_slots(settings, settings.quota)?)?;

@@ -2,7 +2,9 @@
 
 use alloc::boxed::Box;
 
-use super::transport::{Target, UserDefined};
+use super::transport::Target;
+#[cfg(feature = "host")]
+use super::transport::UserDefined;
 use super::{Channel, Context, Error, Gone, IncomingPacket, NtStatus};
 use crate::fallible::{OutOfMemory, Shared, try_box};
 use crate::memory::{PAGE_SIZE, pages_for};
@@ -74,7 +76,9 @@ pub(crate) struct Settings {
     pub(crate) bounce_buffers: usize,
     pub(crate) bounce_buffer_size: usize,
     /// What a server offers.
+    #[cfg(feature = "host")]
     pub(crate) mmio_megabytes: u16,
+    #[cfg(feature = "host")]
     pub(crate) offer_data: UserDefined,
 }
 
@@ -98,7 +102,9 @@ impl Settings {
             paused: false,
             bounce_buffers: 0,
             bounce_buffer_size: 0,
+            #[cfg(feature = "host")]
             mmio_megabytes: 0,
+            #[cfg(feature = "host")]
             offer_data: UserDefined::default(),
         }
     }

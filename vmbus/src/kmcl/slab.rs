@@ -176,8 +176,8 @@ mod tests {
                 let guess = RequestId(guess);
                 prop_assert_eq!(slab.get_mut(guess).is_some(), live.contains(&guess));
             }
-            for (value, id) in live.into_iter().enumerate() {
-                prop_assert_eq!(slab.take(id), Some(value as u32));
+            for (value, id) in (0..).zip(live) {
+                prop_assert_eq!(slab.take(id), Some(value));
                 prop_assert_eq!(slab.take(id), None);
             }
             prop_assert_eq!(slab.used(), 0);

@@ -375,6 +375,30 @@ fn a_page_list_is_described_to_the_host() {
 }
 
 #[test]
+fn pages_that_run_out_at_any_step_of_enable_leave_nothing_behind() {
+    let ground = Ground::new();
+    let before = ground.platform.live_pages();
+    let mut client = ground.client().init_set_bounce_buffer_sizes(2, 100);
+    let mut failures = 0;
+    let channel = loop {
+        ground.platform.fail_allocation(failures);
+        match client.enable(SOON) {
+            Ok(channel) => break channel,
+            Err(refused) => {
+                assert!(matches!(refused.error, Error::OutOfPages(_)), "{}", refused.error);
+                assert_eq!(ground.platform.live_pages(), before);
+                client = refused.given;
+                failures += 1;
+            }
+        }
+    };
+    ground.platform.stop_failing();
+    assert!(failures >= 3, "two buffers and the rings: {failures}");
+    drop(channel);
+    ground.finish();
+}
+
+#[test]
 fn a_subchannel_is_found_by_its_primary() {
     let ground = Ground::new();
     let mut offer = model::Offer::new(CLASS, INSTANCE);

@@ -89,6 +89,7 @@ pub(crate) trait Sink: Send + Sync {
     /// There will be no more: nothing is sent, and the peer has given up all memory when this is called.
     fn gone(&self, why: Gone);
     /// Returns the memory that the packet in flight with this id lends.
+    #[cfg(feature = "host")]
     fn lent(&self, transaction_id: u64) -> Option<Mdl>;
 }
 
@@ -127,6 +128,10 @@ pub(crate) mod sealed {
 pub struct ProviderHandle(pub(crate) Box<dyn Provider>);
 
 /// Who is told that a client opens an offer.
+#[cfg_attr(
+    not(feature = "host"),
+    expect(dead_code, reason = "only a host in the same kernel has clients to tell of")
+)]
 pub(crate) trait ServerSink: Send + Sync {
     /// A client opens the channel: takes the rings, or refuses.
     fn opened(&self, opened: Opened, until: Option<Instant>) -> Result<(), Error>;

@@ -8,6 +8,7 @@ mod tests;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use core::time::Duration;
 
 use super::protocol::MAX_MESSAGE_BYTES;
 use super::{CLASS, Config, Engine, HeldPages, Inbox, MemoryPool, Outbox, Progress, RING_DATA_PAGES, SendError, State};
@@ -59,8 +60,9 @@ pub struct DynamicMemory<P> {
     platform: &'static dyn Platform,
     engine: Engine<P>,
     channel: Option<Channel<Link>>,
-    /// The packet that the engine is to look at next.
-    front: Option<IncomingPacket<Link>>,
+    /// The packet that the engine is to look at next, and from when on.
+    front: Option<(IncomingPacket<Link>, Instant)>,
+    request_delay: Duration,
 }
 
 impl<P: MemoryPool> DynamicMemory<P> {
@@ -75,6 +77,7 @@ impl<P: MemoryPool> DynamicMemory<P> {
             engine: Engine::new(config, pool)?,
             channel: None,
             front: None,
+            request_delay: config.request_delay,
         })
     }
 
@@ -126,13 +129,17 @@ impl<P: MemoryPool> DynamicMemory<P> {
     }
 
     /// Does what there is to do, for one slice; see [`Engine::pump`]. To be called after `wake`, at
-    /// [`Engine::next_wakeup`], and again as long as it returns [`Progress::More`].
+    /// [`DynamicMemory::next_wakeup`], and again as long as it returns [`Progress::More`].
     pub fn run(&mut self, now: Instant) -> Progress {
         match &self.channel {
             Some(channel) if channel.is_running() => {
+                let is_running = matches!(self.engine.state(), State::Running { .. });
                 let mut packets = Packets {
                     link: channel.context(),
                     front: &mut self.front,
+                    now,
+                    // The handshake is the host's answer to us: nothing to wait for.
+                    delay: if is_running { self.request_delay } else { Duration::ZERO },
                 };
                 let progress = self.engine.pump(now, &mut packets, &mut Sender(channel));
                 if self.engine.state() == State::Closed {
@@ -155,7 +162,7 @@ impl<P: MemoryPool> DynamicMemory<P> {
     /// Those of [`Channel::disable`]; the channel stays then.
     pub fn detach(&mut self, deadline: Deadline) -> Result<(), Error> {
         self.engine.on_closed();
-        self.front.take().into_iter().for_each(finish);
+        self.drop_front();
         let Some(channel) = self.channel.take() else {
             return Ok(());
         };
@@ -163,6 +170,19 @@ impl<P: MemoryPool> DynamicMemory<P> {
             self.channel = Some(given);
             error
         })
+    }
+
+    /// Returns when [`DynamicMemory::run`] is due even if nothing comes from the host, or `None` if never.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        let front_due = self.front.as_ref().map(|(_, due)| *due);
+        [self.engine.next_wakeup(), front_due].into_iter().flatten().min()
+    }
+
+    fn drop_front(&mut self) {
+        if let Some((packet, _)) = self.front.take() {
+            finish(packet);
+        }
     }
 
     /// Returns the engine: its state, figures and counters.
@@ -182,7 +202,7 @@ impl<P: MemoryPool> DynamicMemory<P> {
         if self.engine.state() != State::Closed {
             self.engine.on_closed();
         }
-        self.front.take().into_iter().for_each(finish);
+        self.drop_front();
         self.channel = None;
     }
 }
@@ -196,19 +216,25 @@ fn finish(packet: IncomingPacket<Link>) {
 
 struct Packets<'a> {
     link: &'a Link,
-    front: &'a mut Option<IncomingPacket<Link>>,
+    front: &'a mut Option<(IncomingPacket<Link>, Instant)>,
+    now: Instant,
+    delay: Duration,
 }
 
 impl Inbox for Packets<'_> {
     fn front(&mut self) -> Option<&[u8]> {
         if self.front.is_none() {
-            *self.front = self.link.next();
+            let due = self.now.saturating_add(self.delay);
+            *self.front = self.link.next().map(|packet| (packet, due));
         }
-        self.front.as_ref().map(IncomingPacket::payload)
+        let (packet, due) = self.front.as_ref()?;
+        (self.now >= *due).then(|| packet.payload())
     }
 
     fn pop(&mut self) {
-        self.front.take().into_iter().for_each(finish);
+        if let Some((packet, _)) = self.front.take() {
+            finish(packet);
+        }
     }
 }
 

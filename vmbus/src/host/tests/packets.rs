@@ -403,3 +403,22 @@ fn signals_are_sent_once_a_batch() {
     assert_eq!(pair.server.counters().signals_received, 10);
     pair.close();
 }
+
+#[test]
+fn a_peer_that_never_stops_sending_does_not_keep_a_processor_busy() {
+    let pair = Pair::new(|channel, _| {
+        // As if the peer filled the ring whenever there is room.
+        if let Some(client) = channel.context().peer.lock().unwrap().as_ref() {
+            client.send(b"more").unwrap();
+        }
+    });
+    *pair.server.context().peer.lock().unwrap() = Some(pair.client.uncounted());
+    pair.client.send(b"first").unwrap();
+    pair.server.process();
+    let processed = pair.server.counters().packets_processed;
+    assert!((500..2000).contains(&processed), "a batch has an end: {processed}");
+    *pair.server.context().peer.lock().unwrap() = None;
+    pair.host.process();
+    assert_eq!(pair.server.counters().packets_processed, processed + 1);
+    pair.close();
+}

@@ -458,11 +458,10 @@ fn ssr_25_concurrent_requests_get_each_their_own_response() {
     let pair = Pair::new(|channel, packet| {
         channel.context().hold(packet);
         if channel.context().held_count() == 4 {
+            let mut held = std::mem::take(&mut *channel.context().held.lock().unwrap());
             // Completed in the other order.
-            while let Some(packet) = {
-                let popped = channel.context().held.lock().unwrap().pop();
-                popped
-            } {
+            held.reverse();
+            for packet in held {
                 let payload = packet.payload().to_vec();
                 packet.complete(&payload).unwrap();
             }

@@ -14,7 +14,8 @@ use crate::{Deadline, Instant};
 pub(super) const CLASS: Guid = Guid::literal("5a17e5a1-0000-4000-8000-00000000c1a5");
 pub(super) const SOON: Deadline = Deadline::seconds(5);
 
-pub(super) type Handler = Box<dyn Fn(&Channel<Arc<Log>>, IncomingPacket<Arc<Log>>) + Send + Sync>;
+/// A packet of either end.
+type Packet = IncomingPacket<Arc<Log>>;
 pub(super) type End = Channel<Arc<Log>>;
 pub(super) type DisabledEnd = DisabledChannel<Arc<Log>>;
 
@@ -22,8 +23,9 @@ pub(super) type DisabledEnd = DisabledChannel<Arc<Log>>;
 #[derive(Default)]
 pub(super) struct Log {
     events: Mutex<Vec<String>>,
-    pub(super) held: Mutex<Vec<IncomingPacket<Arc<Log>>>>,
+    pub(super) held: Mutex<Vec<Packet>>,
     pub(super) value: AtomicU64,
+    pub(super) peer: Mutex<Option<End>>,
 }
 
 impl Log {
@@ -36,12 +38,12 @@ impl Log {
         std::mem::take(&mut self.events.lock().unwrap())
     }
 
-    pub(super) fn hold(&self, packet: IncomingPacket<Arc<Log>>) {
+    pub(super) fn hold(&self, packet: Packet) {
         self.held.lock().unwrap().push(packet);
     }
 
     /// Takes the packet that was held first.
-    pub(super) fn release(&self) -> IncomingPacket<Arc<Log>> {
+    pub(super) fn release(&self) -> Packet {
         self.held.lock().unwrap().remove(0)
     }
 
@@ -54,7 +56,7 @@ impl Log {
 pub(super) fn host() -> (Host, &'static TestPlatform) {
     let platform = TestPlatform::leak();
     let start = std::time::Instant::now();
-    let clock = move || Instant::from_reference_units(1 + (start.elapsed().as_nanos() / 100) as u64);
+    let clock = move || Instant::from_reference_units(1 + u64::try_from(start.elapsed().as_nanos() / 100).unwrap());
     (Host::new(platform, clock).unwrap(), platform)
 }
 

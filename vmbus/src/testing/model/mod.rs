@@ -3,8 +3,8 @@
 //! It was written from the specifications (TLFS, the public descriptions of the channel protocol and of the rings, what
 //! `hosts` are known to do), with offsets as literals. It uses none of this crate's wire structures, on purpose.
 //!
-//! A [`Host`] is a [`Machine`]: the guest's CPUID, registers and hypercalls end here. Everything that the host does happens
-//! inside these accesses, while the guest waits on its [`FakePlatform`], or in [`Host::run`]: a test
+//! A [`Host`] is a [`Machine`](crate::hyperv::machine::Machine): the guest's CPUID, registers and hypercalls end here. Everything
+//! that the host does happens inside these accesses, while the guest waits on its [`FakePlatform`], or in [`Host::run`]: a test
 //! with one thread is deterministic. With several threads it works too; no lock is held while the guest's code is called.
 //!
 //! What the guest does wrong is recorded as text, for [`Host::assert_no_violations`]. Whether it is answered depends on

@@ -54,7 +54,15 @@ impl Machine {
             control,
             channel,
             bus: connect(platform, host, hypervisor),
-            driver: DynamicMemory::new(platform, Config::default(), pool).unwrap(),
+            driver: DynamicMemory::new(
+                platform,
+                Config {
+                    request_delay: core::time::Duration::ZERO,
+                    ..Config::default()
+                },
+                pool,
+            )
+            .unwrap(),
             is_woken: Arc::default(),
         }
     }

@@ -25,6 +25,14 @@ struct Bench {
     wakes: Arc<AtomicUsize>,
 }
 
+/// Requests are begun as they come, so that no test has to wait.
+fn at_once() -> Config {
+    Config {
+        request_delay: Duration::ZERO,
+        ..Config::default()
+    }
+}
+
 fn offer(host: &Host, received: &Received) -> Channel<Received> {
     Channel::allocate_server_with(host, received.clone())
         .unwrap()
@@ -41,6 +49,10 @@ fn offer(host: &Host, received: &Received) -> Channel<Received> {
 
 impl Bench {
     fn new(pool: TestPool) -> Self {
+        Self::with(at_once(), pool)
+    }
+
+    fn with(config: Config, pool: TestPool) -> Self {
         let platform = TestPlatform::leak();
         let start = std::time::Instant::now();
         let clock = move || Instant::from_reference_units(1 + u64::try_from(start.elapsed().as_micros()).unwrap() * 10);
@@ -51,7 +63,7 @@ impl Bench {
             host,
             platform,
             received,
-            driver: DynamicMemory::new(platform, Config::default(), pool).unwrap(),
+            driver: DynamicMemory::new(platform, config, pool).unwrap(),
             wakes: Arc::default(),
         };
         bench.attach();
@@ -150,6 +162,21 @@ fn requests_that_come_faster_than_they_can_be_met_wait_in_the_ring() {
     assert_eq!(heard.len(), 12);
     for message in heard {
         assert_eq!(balloon_response(&message).1.len(), 100);
+    }
+}
+
+#[test]
+fn a_request_lies_for_a_while_before_it_is_begun_but_the_handshake_does_not() {
+    let mut bench = Bench::with(Config::default(), TestPool::with_free((0..4000).step_by(2)));
+    bench.shake_hands();
+    bench.heard();
+    bench.say(&balloon_request(100));
+    assert_eq!(bench.heard().len(), 0);
+    assert_eq!(bench.driver.next_wakeup(), Some(at(10)));
+    for (now, answers) in [(9, 0), (10, 1)] {
+        bench.driver.run(at(now));
+        bench.host.process();
+        assert_eq!(bench.heard().len(), answers, "after {now} ms");
     }
 }
 

@@ -17,6 +17,12 @@ pub struct Config {
     pub status_period: Duration,
     /// How long the host may take for each answer of the handshake.
     pub answer_timeout: Duration,
+    /// How long [`DynamicMemory`](crate::device::dynamic_memory::DynamicMemory) lets a request of the host lie before it begins.
+    ///
+    /// A workaround for QEMU (`hw/hyperv/hv-balloon.c` up to 10.0): when it has sent a request because of its timer or its
+    /// monitor, it looks at the ring once more outside of the bracket that its own code asserts, and ends if an answer is
+    /// there already. No host is in such a hurry that these milliseconds matter.
+    pub request_delay: Duration,
 }
 
 impl Default for Config {
@@ -27,6 +33,7 @@ impl Default for Config {
             slice_steps: 1024,
             status_period: Duration::from_secs(1),
             answer_timeout: Duration::from_secs(10),
+            request_delay: Duration::from_millis(10),
         }
     }
 }
