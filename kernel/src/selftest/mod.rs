@@ -8,6 +8,7 @@ pub mod exceptions;
 pub mod memory;
 pub mod panics;
 pub mod smp;
+pub mod speed;
 pub mod tasks;
 
 use alloc::string::String;
@@ -58,6 +59,10 @@ const TESTS: &[Test] = &[
     Test {
         name: "smp",
         run: smp::run,
+    },
+    Test {
+        name: "speed",
+        run: speed::run,
     },
     Test {
         name: "page-fault",

@@ -127,7 +127,9 @@ fn gpadls() {
             .expect("a GPADL");
         gpadl.delete(SOON).expect("it goes away");
     });
-    println!("gpadl by messages: {one:.0} ns for one page, {page:.2} ns for each further one, the model of the host included");
+    println!(
+        "gpadl by messages: {one:.0} ns for one page, {page:.2} ns for each further one, the model of the host included"
+    );
     drop(channel);
 }
 

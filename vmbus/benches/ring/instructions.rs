@@ -8,7 +8,10 @@ use crate::pair::{Look, Pair};
 /// `NAME COUNT`: a name of the committed table, and how often.
 pub(crate) fn main(mut arguments: impl Iterator<Item = String>) {
     let name = arguments.next().unwrap_or_default();
-    let count: usize = arguments.next().and_then(|count| count.parse().ok()).expect("how often");
+    let count: usize = arguments
+        .next()
+        .and_then(|count| count.parse().ok())
+        .expect("how often");
     match name.as_str() {
         "kmcl-round-trip-64" => {
             let pair = Pair::new(Look::Pass);

@@ -103,6 +103,8 @@ impl Pair {
         let server = Channel::allocate_server_with(&host, End::default())
             .expect("memory")
             .init_set_target(CLASS, Instance::Only(CLASS))
+            .init_set_maximum_packet_size(2048)
+            .expect("a size")
             .init_set_transaction_quota(512)
             .init_set_process_packet_callback(move |channel: &Channel<End>, packet| {
                 match look {
@@ -120,6 +122,8 @@ impl Pair {
             .expect("memory")
             .init_set_target(CLASS, Instance::Any)
             .init_set_ring_buffer_page_count(64, 64)
+            .init_set_maximum_packet_size(2048)
+            .expect("a size")
             .init_set_maximum_packet_count(512)
             .enable(SOON)
             .expect("an open channel");
