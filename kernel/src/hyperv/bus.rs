@@ -90,6 +90,11 @@ pub fn connect() -> Result<Bus, BusError> {
     Ok(bus)
 }
 
+/// Has deferred work, also where there is no connection. Returns whether there is room for it.
+pub(super) fn has_deferred_work() -> bool {
+    wiring().is_some()
+}
+
 fn wiring() -> Option<&'static Wiring> {
     if let Some(wiring) = WIRING.get() {
         return Some(wiring);
@@ -112,6 +117,7 @@ fn process(processor: cpu::Processor) {
         // What is left is scheduled again by the bus itself.
         let _progress = bus.process(ProcessorIndex(processor));
     }
+    super::local::process();
     task::notify();
 }
 

@@ -5,7 +5,8 @@
 //! - [`bus`]: the connection, its interrupt, its end;
 //! - [`dynamic_memory`]: one driver, one file: the frame allocator as a pool, and the task that runs the driver;
 //! - [`crash`]: what a panic does to the bus and tells the host;
-//! - [`devices`]: the rows of the status table.
+//! - [`devices`]: the rows of the status table;
+//! - [`local`]: a host inside this kernel, so that its parts may offer channels to each other.
 //!
 //! The rest of the kernel knows of Hyper-V only what it finds here.
 
@@ -14,6 +15,7 @@ pub mod clock;
 pub mod crash;
 pub mod devices;
 pub mod dynamic_memory;
+pub mod local;
 pub mod port;
 
 use core::fmt;

@@ -5,6 +5,7 @@
 pub mod bus;
 pub mod dynamic_memory;
 pub mod exceptions;
+pub mod kmcl;
 pub mod memory;
 pub mod panics;
 pub mod smp;
@@ -47,6 +48,10 @@ const TESTS: &[Test] = &[
     Test {
         name: "hotadd",
         run: dynamic_memory::hot_add,
+    },
+    Test {
+        name: "kmcl",
+        run: kmcl::run,
     },
     Test {
         name: "memory",

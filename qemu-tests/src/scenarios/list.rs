@@ -230,6 +230,11 @@ fn direct() -> Vec<Scenario> {
             ..COMMON
         },
         Scenario {
+            name: "kmcl",
+            cmdline: "selftest=kmcl",
+            ..COMMON
+        },
+        Scenario {
             name: "page_fault",
             cmdline: "selftest=page-fault",
             expect: Expect::Panic,
