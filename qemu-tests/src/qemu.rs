@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::process;
 
 /// Hyper-V as QEMU plays it: the options of `-cpu` (each needs KVM) and the bus.
-const ENLIGHTENMENTS: &str =
-    "host,kvm=off,hv-relaxed,hv-vpindex,hv-time,hv-synic,hv-stimer,hv-stimer-direct,hv-frequencies,hv-vapic,hv-runtime,hv-crash";
+const ENLIGHTENMENTS: &str = "host,kvm=off,hv-relaxed,hv-vpindex,hv-time,hv-synic,hv-stimer,hv-stimer-direct,hv-frequencies,hv-vapic,hv-runtime,hv-crash";
 
 /// A QEMU that can be run: an installed one, or one from a folder, run through the folder's own dynamic loader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

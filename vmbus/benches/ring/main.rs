@@ -7,6 +7,7 @@
 //! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received. Below them
 //! what stands on the ring: KMCL over the host in this process, GPADLs, event flags; and two cores.
 //!
+//! With `plot FILE` it draws the rows of the twice-mapped ring as well.
 //! With `instructions NAME COUNT` it does one operation COUNT times and nothing else, for valgrind to count; see the test
 //! `instructions`.
 
@@ -22,6 +23,8 @@ mod host;
 mod instructions;
 #[cfg(target_os = "linux")]
 mod pair;
+#[cfg(target_os = "linux")]
+mod plot;
 #[cfg(target_os = "linux")]
 mod threads;
 #[cfg(target_os = "linux")]
@@ -237,9 +240,11 @@ mod linux {
 
     pub(crate) fn main() {
         let mut arguments = std::env::args().skip(1);
-        if arguments.next().as_deref() == Some("instructions") {
+        let first = arguments.next().unwrap_or_default();
+        if first == "instructions" {
             return crate::instructions::main(arguments);
         }
+        let mut drawn = Vec::new();
         let pages = Twice::new(256 * 1024).expect("memory for a ring");
         let mut missed = 0;
         for split in [false, true] {
@@ -247,6 +252,9 @@ mod linux {
             for (payload, batch, at_most) in ROWS {
                 let (ring, floor, signals) = row(&pages, split, payload, batch);
                 let ratio = ring / floor;
+                if !split {
+                    drawn.push((payload, batch, ring, floor));
+                }
                 let verdict = if ratio <= at_most { "" } else { " MISSED" };
                 missed += usize::from(ratio > at_most);
                 println!(
@@ -254,6 +262,9 @@ mod linux {
                      (goal {at_most}{verdict}; {signals} signals per 1000)"
                 );
             }
+        }
+        if let ("plot", Some(file)) = (first.as_str(), arguments.next()) {
+            std::fs::write(file, crate::plot::svg(&drawn)).expect("a file for the plot");
         }
         let (plain, masked) = masking(&pages);
         println!(
