@@ -10,7 +10,10 @@ use vmbus::ring::{Consumer, Header, Producer, ReadError, WriteError};
 use crate::twice::Twice;
 
 const RING: u32 = 256 * 1024;
-const ROUNDS: usize = 7;
+/// Short runs, and many, so that some fall between two interruptions.
+const ROUNDS: usize = 60;
+/// Bytes of packets in a run.
+const RUN: usize = 4 << 20;
 
 // SAFETY: it only hands out rings, which reach the pages by atomics and assembly copies.
 unsafe impl Sync for Twice {}
@@ -161,10 +164,11 @@ pub(crate) fn main() {
     let rows = [(64, 16), (1500, 16), (16384, 4)];
     let mut through = rows.map(|_| f64::MAX);
     for _ in 0..ROUNDS {
-        line = line.min(bounce(20_000));
-        trip = trip.min(round_trip(&pages[0], &pages[1], 20_000));
+        line = line.min(bounce(4_000));
+        trip = trip.min(round_trip(&pages[0], &pages[1], 4_000));
         for ((len, batch), least) in rows.into_iter().zip(&mut through) {
-            *least = least.min(throughput(&pages[0], len, batch, 40_000));
+            let count = (RUN / (len + 24)) as u64 / batch * batch;
+            *least = least.min(throughput(&pages[0], len, batch, count));
         }
     }
     println!(
