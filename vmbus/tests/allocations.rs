@@ -1,5 +1,6 @@
 //! What a packet costs beyond its copy, counted: no allocation, and no more signals than batches.
 #![expect(unsafe_code, reason = "stands between the crate and the model of a machine")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 #[path = "../benches/ring/pair.rs"]
 mod pair;

@@ -3,6 +3,12 @@
 //!
 //! The numbers hold for one compiler and one kind of processor. Elsewhere, and where there is no valgrind (on the path, or named
 //! by the variable `VALGRIND`), the test says that it did not check. With `VMBUS_INSTRUCTIONS=write` it writes the table.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot run should say why and stop"
+)]
 
 use std::ffi::OsString;
 use std::fmt::Write as _;

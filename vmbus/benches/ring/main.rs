@@ -15,7 +15,11 @@
     unsafe_code,
     reason = "the floor is a raw memcpy, and pages are mapped by system calls"
 )]
-#![expect(clippy::expect_used, reason = "a benchmark that cannot run should say why and stop")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark that cannot run should say why and stop"
+)]
 
 #[cfg(target_os = "linux")]
 mod host;

@@ -98,7 +98,9 @@ pub(crate) enum Look {
 impl Pair {
     pub(crate) fn new(look: Look) -> Self {
         let start = std::time::Instant::now();
-        let clock = move || Instant::from_reference_units(1 + (start.elapsed().as_nanos() / 100) as u64);
+        let clock = move || {
+            Instant::from_reference_units(1 + 10 * u64::try_from(start.elapsed().as_micros()).unwrap_or(1 << 50))
+        };
         let host = Host::new(&Lean, clock).expect("memory");
         let server = Channel::allocate_server_with(&host, End::default())
             .expect("memory")
