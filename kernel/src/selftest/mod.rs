@@ -9,6 +9,7 @@ pub mod kmcl;
 pub mod memory;
 pub mod panics;
 pub mod smp;
+pub mod speed;
 pub mod tasks;
 
 use alloc::string::String;
@@ -63,6 +64,10 @@ const TESTS: &[Test] = &[
     Test {
         name: "smp",
         run: smp::run,
+    },
+    Test {
+        name: "speed",
+        run: speed::run,
     },
     Test {
         name: "page-fault",

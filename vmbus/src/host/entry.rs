@@ -141,10 +141,19 @@ impl Entry {
         self.platform.schedule_deferred(ProcessorIndex(0));
     }
 
+    /// A hint, without a locked instruction: all entries are looked at while others wait.
+    pub(super) fn is_server_signalled(&self) -> bool {
+        self.server_signalled.load(Ordering::Relaxed)
+    }
+
+    /// The same of the client.
+    pub(super) fn is_client_signalled(&self) -> bool {
+        self.client_signalled.load(Ordering::Relaxed)
+    }
+
     /// Runs the server's callbacks if it was signalled.
     pub(super) fn run_server(&self) -> bool {
-        // Looked at first, without a locked instruction: this is called while others wait.
-        if !self.server_signalled.load(Ordering::Relaxed) || !self.server_signalled.swap(false, Ordering::AcqRel) {
+        if !self.server_signalled.swap(false, Ordering::AcqRel) {
             return false;
         }
         if let Some(server) = self.server() {
@@ -155,7 +164,7 @@ impl Entry {
 
     /// Runs the client's callbacks if it was signalled.
     pub(super) fn run_client(&self) -> bool {
-        if !self.client_signalled.load(Ordering::Relaxed) || !self.client_signalled.swap(false, Ordering::AcqRel) {
+        if !self.client_signalled.swap(false, Ordering::AcqRel) {
             return false;
         }
         if let Some(client) = self.client() {

@@ -102,12 +102,19 @@ impl Host {
         self.inner.entries.lock(self.inner.platform).get(index).cloned()
     }
 
+    /// Returns the first entry from `index` on that `wanted` accepts, and the index behind it.
+    fn next_entry(&self, index: usize, wanted: impl Fn(&Entry) -> bool) -> Option<(usize, Shared<Entry>)> {
+        let entries = self.inner.entries.lock(self.inner.platform);
+        let found = (index..).zip(entries.get(index..)?).find(|(_, entry)| wanted(entry));
+        found.map(|(at, entry)| (at + 1, entry.clone()))
+    }
+
     /// Runs the server ends that were signalled.
     pub(crate) fn run_servers(&self) -> bool {
         let (mut index, mut any) = (0, false);
-        while let Some(entry) = self.entry(index) {
+        while let Some((next, entry)) = self.next_entry(index, Entry::is_server_signalled) {
             any |= entry.run_server();
-            index += 1;
+            index = next;
         }
         any
     }
@@ -115,9 +122,9 @@ impl Host {
     /// Runs the client ends that were signalled.
     pub(crate) fn run_clients(&self) -> bool {
         let (mut index, mut any) = (0, false);
-        while let Some(entry) = self.entry(index) {
+        while let Some((next, entry)) = self.next_entry(index, Entry::is_client_signalled) {
             any |= entry.run_client();
-            index += 1;
+            index = next;
         }
         any
     }

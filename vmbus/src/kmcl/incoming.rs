@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use super::counters::{add, subtract};
+use super::counters::{add, subtract_alone};
 use super::endpoint::Core;
 use super::receive::{IncomingBody, Ready, Slot};
 use super::{Channel, Context, Error, Level, Refused};
@@ -234,7 +234,7 @@ impl<C: Context> IncomingPacket<C> {
             let mut incoming = core.incoming.lock(core.platform);
             incoming.indicated -= 1;
             incoming.held += 1;
-            subtract(&core.counters.incoming_outstanding, 1);
+            subtract_alone(&core.counters.incoming_outstanding, 1);
             incoming.put_first(Ready::Packet(body));
         }
         Ok(())
@@ -316,7 +316,6 @@ impl<C: Context> Core<C> {
     fn complete(&self, mut body: Slot, answer: &[u8]) {
         // The peer's memory is given up before the peer is told.
         body.pinned = None;
-        subtract(&self.counters.incoming_outstanding, 1);
         let free = if body.wants_completion {
             let mut outgoing = self.outgoing.lock(self.platform);
             outgoing.complete(body, answer, &self.counters)
@@ -325,6 +324,7 @@ impl<C: Context> Core<C> {
         };
         let mut incoming = self.incoming.lock(self.platform);
         incoming.indicated -= 1;
+        subtract_alone(&self.counters.incoming_outstanding, 1);
         if let Some(body) = free {
             incoming.put_back(body);
         }

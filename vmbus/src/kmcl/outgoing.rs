@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::counters::{LiveCounters, add, subtract};
+use super::counters::{LiveCounters, add, add_alone, subtract_alone};
 use super::external::Lent;
 use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::Slot;
@@ -93,7 +93,7 @@ impl<C: Context> Outgoing<C> {
 
     pub(crate) fn signal(&self, counters: &LiveCounters) {
         if let Some(transport) = &self.transport {
-            add(&counters.signals_sent, 1);
+            add_alone(&counters.signals_sent, 1);
             transport.signal();
         }
     }
@@ -150,7 +150,7 @@ impl<C: Context> Outgoing<C> {
     }
 
     fn may_queue(&self, counters: &LiveCounters) -> bool {
-        add(&counters.ring_full, 1);
+        add_alone(&counters.ring_full, 1);
         self.queue.len() < self.queue.capacity()
     }
 
@@ -186,7 +186,7 @@ impl<C: Context> Outgoing<C> {
             }
             body.keep(payload);
         }
-        add(&counters.outgoing_outstanding, 1);
+        add_alone(&counters.outgoing_outstanding, 1);
         // There is room in the table, so this cannot fail.
         let inserted = self.table.insert(InFlight { body, waiter });
         debug_assert!(inserted.is_ok_and(|inserted| inserted == id), "the id was the next one");
@@ -258,7 +258,7 @@ impl<C: Context> Outgoing<C> {
     pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) -> Option<Slot> {
         match self.try_write(Header::completion(body.transaction_id), answer, None, counters) {
             Ok(false) if self.ring.is_some() || !self.flowing => {
-                add(&counters.ring_full, 1);
+                add_alone(&counters.ring_full, 1);
                 body.keep(answer);
                 debug_assert!(
                     self.queue.len() < self.queue.capacity(),
@@ -428,7 +428,7 @@ impl<C: Context> Outgoing<C> {
     /// Takes a request out of table and line; `counters` know it no more.
     pub(crate) fn take_request(&mut self, id: RequestId, counters: &LiveCounters) -> Option<InFlight<C>> {
         let request = self.table.take(id)?;
-        subtract(&counters.outgoing_outstanding, 1);
+        subtract_alone(&counters.outgoing_outstanding, 1);
         if request.body.in_line {
             self.queue
                 .retain(|queued| !matches!(queued, Queued::Request(other) if *other == id));
@@ -463,8 +463,8 @@ pub(crate) fn push_reserved<T>(vector: &mut Vec<T>, value: T) -> Option<T> {
 }
 
 fn count_sent(counters: &LiveCounters, len: usize) {
-    add(&counters.packets_sent, 1);
-    add(&counters.bytes_sent, len as u64);
+    add_alone(&counters.packets_sent, 1);
+    add_alone(&counters.bytes_sent, len as u64);
 }
 
 /// Writes one packet to the ring, not yet visible.

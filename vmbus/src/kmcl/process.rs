@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 use core::task::Waker;
 
-use super::counters::add;
+use super::counters::{add, add_alone};
 use super::endpoint::{Core, Phase};
 use super::gate::Inside;
 use super::incoming::IncomingPacket;
@@ -68,7 +68,7 @@ impl<C: Context> Core<C> {
             match self.next(level, may_deliver) {
                 Found::Ready(Ready::Packet(body)) => {
                     processed += 1;
-                    add(&self.counters.packets_processed, 1);
+                    add_alone(&self.counters.packets_processed, 1);
                     let mut body = body;
                     body.level = level;
                     let packet = IncomingPacket::new(body, channel.uncounted());
@@ -231,7 +231,7 @@ impl<C: Context> Core<C> {
 
     fn indicate(&self, incoming: &mut Incoming<C>) {
         incoming.indicated += 1;
-        add(&self.counters.incoming_outstanding, 1);
+        add_alone(&self.counters.incoming_outstanding, 1);
     }
 
     fn corrupt(&self, corruption: impl core::fmt::Display) -> Found<C> {

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use zerocopy::IntoBytes;
 
-use super::counters::{LiveCounters, add};
+use super::counters::{LiveCounters, add_alone};
 use super::outgoing::push_reserved;
 use super::packet::PacketMemory;
 use super::settings::Settings;
@@ -283,8 +283,8 @@ impl<C: Context> Incoming<C> {
             return Read::NoSlot;
         }
         if peek.packet_type() == PacketType::COMPLETION {
-            add(&counters.packets_received, 1);
-            add(&counters.bytes_received, u64::from(peek.payload_len()));
+            add_alone(&counters.packets_received, 1);
+            add_alone(&counters.bytes_received, u64::from(peek.payload_len()));
             return Read::Completion(RequestId(peek.transaction_id()), peek);
         }
         let Some(mut body) = self.pool.pop() else {
@@ -295,8 +295,8 @@ impl<C: Context> Incoming<C> {
         let len = u64::from(peek.payload_len());
         match body.take(peek) {
             Ok(()) => {
-                add(&counters.packets_received, 1);
-                add(&counters.bytes_received, len);
+                add_alone(&counters.packets_received, 1);
+                add_alone(&counters.bytes_received, len);
                 Read::Packet(body)
             }
             Err(error) => {

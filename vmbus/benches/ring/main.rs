@@ -4,17 +4,39 @@
 //! ring-sized buffer and then N times out again, with `memcpy`. Ring and floor alternate in one process, and the least of each
 //! counts. One thread, 256 KiB, in-band packets with completion requested, copied out whole.
 //!
-//! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received.
+//! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received. Below them
+//! what stands on the ring: KMCL over the host in this process, GPADLs, event flags; and two cores.
+//!
+//! With `plot FILE` it draws the rows of the twice-mapped ring as well.
+//! With `instructions NAME COUNT` it does one operation COUNT times and nothing else, for valgrind to count; see the test
+//! `instructions`.
 
 #![expect(
     unsafe_code,
     reason = "the floor is a raw memcpy, and pages are mapped by system calls"
 )]
-#![expect(clippy::expect_used, reason = "a benchmark that cannot run should say why and stop")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a benchmark that cannot run should say why and stop"
+)]
 
 #[cfg(target_os = "linux")]
-#[path = "../src/ring/tests/twice.rs"]
+mod host;
+#[cfg(target_os = "linux")]
+mod instructions;
+#[cfg(target_os = "linux")]
+mod pair;
+#[cfg(target_os = "linux")]
+mod plot;
+#[cfg(target_os = "linux")]
+mod threads;
+#[cfg(target_os = "linux")]
+#[path = "../../src/ring/tests/twice.rs"]
 mod twice;
+
+#[cfg(target_os = "linux")]
+use linux::{least, time};
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
@@ -156,10 +178,16 @@ mod linux {
         }
     }
 
-    fn time(packets: usize, run: impl FnOnce()) -> f64 {
+    pub(crate) fn time(packets: usize, run: impl FnOnce()) -> f64 {
         let start = Instant::now();
         run();
         start.elapsed().as_secs_f64() * 1e9 / packets as f64
+    }
+
+    /// The least time per packet over so many runs of `run`, after one that does not count.
+    pub(crate) fn least(runs: usize, packets: usize, mut run: impl FnMut()) -> f64 {
+        run();
+        (0..runs).fold(f64::MAX, |least, _| least.min(time(packets, &mut run)))
     }
 
     /// The least of each over alternating runs: ring and floor, in nanoseconds per packet.
@@ -208,7 +236,19 @@ mod linux {
         (plain, masked)
     }
 
+    /// One operation and nothing else: `double|split`, payload, packets per commit.
+    pub(crate) fn only(split: bool, payload: usize, batch: usize, batches: usize) {
+        let pages = Twice::new(256 * 1024).expect("memory for a ring");
+        Bench::new(&pages, split, payload, batch).run(batches);
+    }
+
     pub(crate) fn main() {
+        let mut arguments = std::env::args().skip(1);
+        let first = arguments.next().unwrap_or_default();
+        if first == "instructions" {
+            return crate::instructions::main(arguments);
+        }
+        let mut drawn = Vec::new();
         let pages = Twice::new(256 * 1024).expect("memory for a ring");
         let mut missed = 0;
         for split in [false, true] {
@@ -216,6 +256,9 @@ mod linux {
             for (payload, batch, at_most) in ROWS {
                 let (ring, floor, signals) = row(&pages, split, payload, batch);
                 let ratio = ring / floor;
+                if !split {
+                    drawn.push((payload, batch, ring, floor));
+                }
                 let verdict = if ratio <= at_most { "" } else { " MISSED" };
                 missed += usize::from(ratio > at_most);
                 println!(
@@ -224,11 +267,18 @@ mod linux {
                 );
             }
         }
+        if let ("plot", Some(file)) = (first.as_str(), arguments.next()) {
+            std::fs::write(file, crate::plot::svg(&drawn)).expect("a file for the plot");
+        }
         let (plain, masked) = masking(&pages);
         println!(
             "ring masked 64x1: {masked:.1} ns, without masking {plain:.1} ns, difference {:.1} ns",
             masked - plain
         );
         println!("{missed} of {} rows above their goal", 2 * ROWS.len());
+        let mut bench = Bench::new(&pages, true, 64, 1);
+        let mut ring = || time(5_000, || bench.run(5_000));
+        crate::host::main(&mut ring);
+        crate::threads::main();
     }
 }
