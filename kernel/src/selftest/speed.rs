@@ -4,6 +4,7 @@
 //! nanoseconds, of which the least of several runs counts.
 
 use alloc::format;
+use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use vmbus::host::Host;
@@ -31,7 +32,7 @@ fn clock() -> Instant {
 }
 
 /// Runs `work` several times after a run that does not count; returns the least time in nanoseconds.
-fn least(mut work: impl FnMut() -> Verdict) -> Result<u64, alloc::string::String> {
+fn least(mut work: impl FnMut() -> Verdict) -> Result<u64, String> {
     work()?;
     let mut least = u64::MAX;
     for _ in 0..RUNS {
