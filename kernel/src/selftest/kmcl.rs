@@ -50,7 +50,7 @@ mod ask {
 
 /// The service's side.
 struct Service {
-    held: IrqMutex<Vec<IncomingPacket<Service>>>,
+    held: IrqMutex<Vec<IncomingPacket<Self>>>,
     mapped: IrqMutex<Option<MappedGpadl>>,
     suspends: AtomicU32,
 }
@@ -226,7 +226,7 @@ fn join(task: TaskId) -> Verdict {
     await_deferred("a task ends", || task::is_finished(task))
 }
 
-fn question(what: u8, number: u32) -> [u8; 8] {
+const fn question(what: u8, number: u32) -> [u8; 8] {
     let [a, b, c, d] = number.to_le_bytes();
     [what, 0, 0, 0, a, b, c, d]
 }
@@ -297,7 +297,7 @@ fn by_routine(pair: &Pair) -> Verdict {
 
 /// The service reads what the client lends and writes to it; the memory comes back with the completion.
 fn external_data(pair: &Pair) -> Verdict {
-    let old = |index: usize| (index % 251) as u8;
+    let old = |index: usize| index.to_le_bytes()[0] ^ 0x5a;
     let mdl = memory_of(old)?;
     let mut answer = [0; 8];
     let sent = pair
@@ -325,7 +325,7 @@ fn external_data(pair: &Pair) -> Verdict {
 
 /// The service maps memory that the client shares; it cannot be withdrawn before it is unmapped, nor mapped after that.
 fn gpadl(pair: &Pair) -> Verdict {
-    let mdl = memory_of(|index| b'a' + (index % 8) as u8)?;
+    let mdl = memory_of(|index| b'a' + (index.to_le_bytes()[0] & 7))?;
     let gpadl = pair
         .client
         .create_gpadl_from_mdl(GpadlAccess::ReadWrite, &mdl, 0, 0, SOON)
