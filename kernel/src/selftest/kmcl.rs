@@ -297,7 +297,7 @@ fn by_routine(pair: &Pair) -> Verdict {
 
 /// The service reads what the client lends and writes to it; the memory comes back with the completion.
 fn external_data(pair: &Pair) -> Verdict {
-    let old = |index: usize| u8::try_from(index % 251).unwrap_or(0);
+    let old = |index: usize| index.to_le_bytes()[0] ^ 0x5a;
     let mdl = memory_of(old)?;
     let mut answer = [0; 8];
     let sent = pair
@@ -325,7 +325,7 @@ fn external_data(pair: &Pair) -> Verdict {
 
 /// The service maps memory that the client shares; it cannot be withdrawn before it is unmapped, nor mapped after that.
 fn gpadl(pair: &Pair) -> Verdict {
-    let mdl = memory_of(|index| b'a' + u8::try_from(index % 8).unwrap_or(0))?;
+    let mdl = memory_of(|index| b'a' + (index.to_le_bytes()[0] & 7))?;
     let gpadl = pair
         .client
         .create_gpadl_from_mdl(GpadlAccess::ReadWrite, &mdl, 0, 0, SOON)

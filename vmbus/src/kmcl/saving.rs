@@ -147,6 +147,24 @@ enum Next {
 }
 
 /// A channel that is being saved (KMCL: between `VmbChannelSaveBegin` and `VmbChannelSaveEnd`, which is its drop).
+///
+/// ```
+/// use vmbus::Deadline;
+/// use vmbus::kmcl::{Channel, DisabledChannel, Error, Restored, Saved};
+/// # fn example(old: Channel, new: DisabledChannel) -> Result<Channel, Error> {
+/// let soon = Deadline::seconds(1);
+/// old.pause(soon)?;
+/// let mut state = [0; 4096];
+/// let saved = old.save_begin()?.save_continue(&mut state)?;
+/// assert!(matches!(saved, Saved::All { .. }), "otherwise, more buffers");
+/// old.hand_over(soon)?;
+/// let new = new.enable(soon)?;
+/// if new.restore_from_buffer(&state[..saved.filled()])? == Restored::All {
+///     new.start(soon)?;
+/// }
+/// # Ok(new)
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Save<C: Context> {
     channel: Channel<C>,
