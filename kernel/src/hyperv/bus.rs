@@ -159,6 +159,18 @@ pub(super) fn connected_in_emergency() -> Option<Bus> {
     }
 }
 
+/// Forgets the connection without a word to the host, as a loader does that crashes: what the host knows of stays as it is.
+///
+/// # Errors
+///
+/// [`BusError::NotConnected`].
+pub fn abandon() -> Result<(), BusError> {
+    let bus = BUS.lock().take().ok_or(BusError::NotConnected)?;
+    // Its pages are the host's for ever: nothing of it may be given back.
+    core::mem::forget(bus);
+    Ok(())
+}
+
 /// Ends the connection.
 ///
 /// # Errors

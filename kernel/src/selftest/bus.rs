@@ -64,6 +64,22 @@ pub(super) fn reopen() -> Verdict {
     Ok(())
 }
 
+/// The bus is joined again on top of a connection that nobody has ended, as after a loader that has not cleaned up.
+pub(super) fn takeover() -> Verdict {
+    open()?;
+    close()?;
+    let version = bus::connected().ok_or("there is no connection")?.version();
+    bus::abandon().map_err(|error| alloc::format!("{error}"))?;
+    let again = bus::connect().map_err(|error| alloc::format!("{error}"))?;
+    ensure!(
+        again.version() == version,
+        "{} the second time, {version} the first",
+        again.version()
+    );
+    ensure!(again.offers().count() > 0, "nothing is offered the second time");
+    open()
+}
+
 /// The bus is left and joined again.
 pub(super) fn reconnect() -> Verdict {
     open()?;

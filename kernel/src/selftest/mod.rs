@@ -38,6 +38,10 @@ const TESTS: &[Test] = &[
         run: bus::reopen,
     },
     Test {
+        name: "takeover",
+        run: bus::takeover,
+    },
+    Test {
         name: "reconnect",
         run: bus::reconnect,
     },

@@ -125,6 +125,13 @@ fn gen2() -> Vec<Scenario> {
             ..UEFI_PLAIN
         },
         Scenario {
+            name: "uefi_too_little_memory",
+            image: disk(Format::Raw, KernelFile::TooLarge),
+            expect: Expect::NoKernel,
+            script: || Complaint::script("not enough memory for the kernel"),
+            ..UEFI_PLAIN
+        },
+        Scenario {
             name: "uefi_power_off",
             cmdline: "exit=poweroff",
             expect: Expect::PowerOff,
@@ -314,6 +321,12 @@ fn direct() -> Vec<Scenario> {
         Scenario {
             name: "reconnect",
             cmdline: "selftest=reconnect",
+            seconds: 60,
+            ..COMMON
+        },
+        Scenario {
+            name: "takeover",
+            cmdline: "selftest=takeover",
             seconds: 60,
             ..COMMON
         },

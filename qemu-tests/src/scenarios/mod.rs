@@ -61,6 +61,8 @@ pub enum KernelFile {
     Truncated,
     /// A program for another processor.
     OtherMachine,
+    /// Our kernel, but it wants more memory than the machine has.
+    TooLarge,
 }
 
 impl Image {
@@ -320,6 +322,26 @@ fn start(scenario: &Scenario, tools: &Tools, cmdline: &str, folder: &Path) -> Re
     })
 }
 
+/// Makes the last segment of an ELF file want so many bytes of memory.
+fn want_memory(kernel: &mut [u8], bytes: u64) {
+    const LOAD: u64 = 1;
+    let number = |kernel: &[u8], at: usize, size: usize| {
+        let bytes = kernel.get(at..at + size).unwrap_or(&[]);
+        bytes
+            .iter()
+            .rev()
+            .fold(0_u64, |value, byte| value << 8 | u64::from(*byte))
+    };
+    let table = usize::try_from(number(kernel, 32, 8)).unwrap_or(0);
+    let count = usize::try_from(number(kernel, 56, 2)).unwrap_or(0);
+    let headers = (0..count).map(|index| table + 56 * index);
+    let segments = headers.filter(|header| number(kernel, *header, 4) == LOAD);
+    let last = segments.max_by_key(|header| number(kernel, header + 16, 8));
+    if let Some(size) = last.and_then(|header| kernel.get_mut(header + 40..header + 48)) {
+        size.copy_from_slice(&bytes.to_le_bytes());
+    }
+}
+
 /// The file in the kernel's place.
 fn on_disk(file: KernelFile, mut kernel: Vec<u8>) -> Option<Vec<u8>> {
     /// Of the machine in an ELF header.
@@ -334,6 +356,7 @@ fn on_disk(file: KernelFile, mut kernel: Vec<u8>) -> Option<Vec<u8>> {
                 machine.copy_from_slice(&AARCH64.to_le_bytes());
             }
         }
+        KernelFile::TooLarge => want_memory(&mut kernel, 240 << 20),
     }
     Some(kernel)
 }
