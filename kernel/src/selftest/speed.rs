@@ -103,6 +103,14 @@ pub(super) fn run() -> Verdict {
         (arrived, completed) == (2 * runs * COUNT, runs * COUNT),
         "{arrived} packets arrived and {completed} were completed"
     );
+    crate::println!(
+        "  round trip of 64 bytes between two ends of a channel: {} ns",
+        trip / COUNT
+    );
+    crate::println!(
+        "  packet of 64 bytes, 16 at a time:                     {} ns",
+        packet / COUNT
+    );
     crate::println!("@@ mark speed-round-trip-64 {}", trip / COUNT);
     crate::println!("@@ mark speed-packet-64x16 {}", packet / COUNT);
     client.disable(SOON).map_err(|refused| format!("{}", refused.error))?;
