@@ -10,7 +10,7 @@
 //! | `exit` | `qemu`, `poweroff`, `halt`, `reset`, `reset-hypervisor`, `reset-fault` | how the machine ends; `qemu` writes to the port 0xf4 of `isa-debug-exit`; `reset` tries ACPI first, the others begin further down |
 //! | `once` | | end after the status table |
 //! | `report` | | print the machine-readable report after the status table |
-//! | `selftest` | names, separated by commas | run these tests inside the guest, say the verdict and end |
+//! | `selftest` | names, separated by commas | run these tests inside the guest, say the verdict and end (a kernel built with the feature `selftest`) |
 //! | `console` | `serial`, `none` | where text goes; default `serial` |
 
 /// How much is logged.

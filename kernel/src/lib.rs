@@ -6,7 +6,7 @@
 //! - [`arch`]: the processor, exceptions, interrupts; [`memory`]: frames, page tables, heap; [`console`]: text and log; [`time`]: clock,
 //!   deadlines, timer; [`task`]: tasks and deferred work; [`sync`]: the lock that interrupts may take;
 //! - [`acpi`]: the tables that the kernel reads; [`hyperv`]: the binding to `vmbus`; [`power`]: power off and reset;
-//! - [`status`]: the table and the report; [`selftest`]: tests inside the guest; [`panic`](mod@panic) and [`end`]: the two ways to stop.
+//! - [`status`]: the table and the report; `selftest` (feature): tests inside the guest; [`panic`](mod@panic) and [`end`]: the two ways to stop.
 //!
 //! What is logic runs in unit tests on the development machine; what only makes sense on the machine itself is compiled for it alone.
 #![cfg_attr(not(test), no_std)]
@@ -24,6 +24,7 @@ pub mod memory;
 pub mod panic;
 pub mod power;
 pub mod run;
+#[cfg(any(test, feature = "selftest"))]
 pub mod selftest;
 pub mod start;
 pub mod status;

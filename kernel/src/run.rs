@@ -2,12 +2,14 @@
 
 use alloc::format;
 
+use boot::command_line::Options;
+
 use crate::end::{Outcome, finish, restart};
 use crate::hyperv::bus::BusError;
 use crate::hyperv::dynamic_memory::{self, Wish};
 use crate::hyperv::{self, bus};
 use crate::time::Deadline;
-use crate::{console, memory, power, selftest, start, status, task, time};
+use crate::{console, memory, power, start, status, task, time};
 
 /// How long the devices may take to start before the status table is shown all the same, in milliseconds.
 const DEVICES_MS: u64 = 5000;
@@ -44,15 +46,7 @@ pub fn run() -> ! {
     }
 
     if options.selftests().next().is_some() {
-        let result = selftest::run(options.selftests(), &[]);
-        report();
-        match result {
-            Ok(()) => finish(Outcome::Pass, ""),
-            Err(failure) => {
-                log::error!("self-test {failure}");
-                finish(Outcome::Fail, &failure.name)
-            }
-        }
+        self_test(&options);
     }
 
     if connected.is_ok() {
@@ -74,6 +68,26 @@ pub fn run() -> ! {
         }
         Err(error) => finish(Outcome::Fail, &format!("{error}")),
     }
+}
+
+/// Runs the tests that the command line names, and ends.
+#[cfg(any(test, feature = "selftest"))]
+fn self_test(options: &Options<'_>) -> ! {
+    let result = crate::selftest::run(options.selftests());
+    report();
+    match result {
+        Ok(()) => finish(Outcome::Pass, ""),
+        Err(failure) => {
+            log::error!("self-test {failure}");
+            finish(Outcome::Fail, &failure.name)
+        }
+    }
+}
+
+#[cfg(not(any(test, feature = "selftest")))]
+fn self_test(_: &Options<'_>) -> ! {
+    log::error!("this kernel has no self-tests: build it with the feature `selftest`");
+    finish(Outcome::Fail, "no self-tests in this kernel")
 }
 
 /// Prints the report for machines, if it is wanted.

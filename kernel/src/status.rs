@@ -5,6 +5,7 @@
 //! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
 //! `interrupts`, `heap_bytes`).
 
+use crate::acpi::madt;
 use crate::arch::{apic, interrupts};
 use crate::memory::frames::Statistics;
 use crate::{hyperv, memory, start, task, time};
@@ -79,7 +80,7 @@ impl Report {
     pub fn collect() -> Self {
         let text = |text: &str| Value::Text(text.to_string());
         let bus = hyperv::bus::connected();
-        let processors = crate::selftest::smp::processors().map_or(1, |found| found.ids().len() + found.more);
+        let processors = madt::present().map_or(1, |found| found.ids().len() + found.more);
         Self {
             hypervisor: hyperv::Description.to_string(),
             vmbus_version: bus.as_ref().map(|bus| bus.version().to_string()),

@@ -22,7 +22,37 @@ pub const UEFI_TARGET: &str = "x86_64-unknown-uefi";
 ///
 /// The compiler's messages have been shown; the error says which step failed.
 pub fn kernel() -> Result<PathBuf> {
-    stripped("kernel")
+    stripped("kernel", "kernel", None)
+}
+
+/// The same with the tests that run inside the guest, which users have no need of.
+///
+/// # Errors
+///
+/// As [`kernel()`].
+pub fn kernel_with_selftests() -> Result<PathBuf> {
+    stripped("kernel", "kernel-selftest", Some("selftest"))
+}
+
+/// The one of the two that the words of a command line ask for.
+///
+/// # Errors
+///
+/// As [`kernel()`].
+pub fn kernel_for(command_line: &str) -> Result<PathBuf> {
+    if wants_selftests(command_line) {
+        kernel_with_selftests()
+    } else {
+        kernel()
+    }
+}
+
+/// Whether a command line names tests that run inside the guest.
+#[must_use]
+pub fn wants_selftests(command_line: &str) -> bool {
+    command_line
+        .split_whitespace()
+        .any(|word| word.starts_with("selftest="))
 }
 
 /// Builds the package `tiny-kernel`, the example of `vmbus`, for the guest and returns the stripped image.
@@ -31,12 +61,13 @@ pub fn kernel() -> Result<PathBuf> {
 ///
 /// As [`kernel()`].
 pub fn tiny_kernel() -> Result<PathBuf> {
-    stripped("tiny-kernel")
+    stripped("tiny-kernel", "tiny-kernel", None)
 }
 
-fn stripped(package: &str) -> Result<PathBuf> {
-    let image = build(package, package, TARGET)?;
-    let stripped = image.with_extension("stripped");
+/// Builds `package` and leaves the stripped image beside it, called `name`.
+fn stripped(package: &str, name: &str, feature: Option<&str>) -> Result<PathBuf> {
+    let image = build(package, package, TARGET, feature)?;
+    let stripped = image.with_file_name(name).with_extension("stripped");
     let bytes = strip(&std::fs::read(&image)?).with_context(|| format!("cannot strip {}", image.display()))?;
     std::fs::write(&stripped, bytes)?;
     Ok(stripped)
@@ -48,17 +79,18 @@ fn stripped(package: &str) -> Result<PathBuf> {
 ///
 /// As [`kernel()`].
 pub fn loader() -> Result<PathBuf> {
-    build("boot", "loader", UEFI_TARGET)
+    build("boot", "loader", UEFI_TARGET, None)
 }
 
-/// Builds the program `binary` of `package` for `target`.
+/// Builds the program `binary` of `package`, with `feature`, for `target`.
 ///
 /// # Errors
 ///
 /// As [`kernel()`].
-pub fn build(package: &str, binary: &str, target: &str) -> Result<PathBuf> {
+pub fn build(package: &str, binary: &str, target: &str, feature: Option<&str>) -> Result<PathBuf> {
     add_target(target)?;
-    let step = Step::start(&format!("building {binary} for {target}"));
+    let with = feature.map_or(String::new(), |feature| format!(" with {feature}"));
+    let step = Step::start(&format!("building {binary}{with} for {target}"));
     let mut cargo = cargo();
     cargo.args([
         "build",
@@ -70,6 +102,7 @@ pub fn build(package: &str, binary: &str, target: &str) -> Result<PathBuf> {
         "--target",
         target,
     ]);
+    cargo.args(feature.map(|feature| format!("--features={feature}")));
     cargo.args(["--quiet", "--message-format", "json-render-diagnostics"]);
     let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
@@ -77,7 +110,7 @@ pub fn build(package: &str, binary: &str, target: &str) -> Result<PathBuf> {
     }
     let executable = executable(&String::from_utf8_lossy(&output.stdout), binary);
     let executable = executable.with_context(|| format!("cargo built {package} but names no program"))?;
-    step.done(&format!("{binary} is built"));
+    step.done(&format!("{binary}{with} is built"));
     Ok(executable)
 }
 
@@ -168,6 +201,12 @@ mod tests {
 {"reason":"build-finished","success":true}"#;
         assert_eq!(executable(messages, "kernel"), Some(PathBuf::from("/t/kernel")));
         assert_eq!(executable(messages, "other"), None);
+    }
+
+    #[test]
+    fn the_command_line_decides_which_kernel_is_built() {
+        assert!(wants_selftests("log=warn selftest=memory"));
+        assert!(!wants_selftests("log=warn no-selftest=memory selftest"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::process::{Child, command};
 use crate::progress::Step;
 use crate::qemu::Accelerator;
 use crate::scenarios::gen2::PICTURE;
-use crate::scenarios::{Image, Scenario, Verdict};
+use crate::scenarios::{Kernel, Scenario, Verdict};
 use crate::{build, session, tools, uefi};
 
 /// The file in which the process of a scenario leaves its [`Verdict`].
@@ -36,8 +36,7 @@ const HANG: Duration = Duration::from_secs(600);
 pub struct Harness {
     runner: PathBuf,
     logs: PathBuf,
-    kernel: Mutex<Option<Result<PathBuf, String>>>,
-    tiny_kernel: Mutex<Option<Result<PathBuf, String>>>,
+    kernels: Mutex<BTreeMap<Kernel, Result<PathBuf, String>>>,
     uefi: Mutex<Option<Result<uefi::Parts, String>>>,
     ground: Mutex<Option<Result<Ground, String>>>,
     groups: Mutex<BTreeMap<&'static str, Receiver<(String, Verdict)>>>,
@@ -59,8 +58,7 @@ impl Harness {
         Ok(Self {
             runner,
             logs,
-            kernel: Mutex::default(),
-            tiny_kernel: Mutex::default(),
+            kernels: Mutex::default(),
             uefi: Mutex::default(),
             ground: Mutex::default(),
             groups: Mutex::default(),
@@ -90,7 +88,7 @@ impl Harness {
     ///
     /// It cannot be built.
     pub fn kernel_size(&self) -> Result<u64> {
-        Ok(fs::metadata(once(&self.kernel, build::kernel)?)?.len())
+        Ok(fs::metadata(self.kernel(Kernel::Plain)?)?.len())
     }
 
     /// The size of the UEFI loader, in bytes.
@@ -106,17 +104,22 @@ impl Harness {
         self.logs.join(format!("{name}.log"))
     }
 
-    /// The kernel that is in `image`, built now unless it was before.
-    fn kernel(&self, image: Image) -> Result<Option<PathBuf>> {
-        match image {
-            Image::TinyKernel => once(&self.tiny_kernel, build::tiny_kernel).map(Some),
-            _ if image.needs_kernel() => once(&self.kernel, build::kernel).map(Some),
-            _ => Ok(None),
-        }
+    /// The image of a kernel, built now unless it was before.
+    fn kernel(&self, kernel: Kernel) -> Result<PathBuf> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let built = kernels.entry(kernel).or_insert_with(|| {
+            let built = match kernel {
+                Kernel::Plain => build::kernel(),
+                Kernel::SelfTest => build::kernel_with_selftests(),
+                Kernel::Tiny => build::tiny_kernel(),
+            };
+            built.map_err(|error| format!("{error:#}"))
+        });
+        built.clone().map_err(|text| anyhow!(text))
     }
 
     fn attempt(&self, scenario: &Scenario) -> Result<Verdict> {
-        let kernel = self.kernel(scenario.image)?;
+        let kernel = scenario.kernel().map(|kernel| self.kernel(kernel)).transpose()?;
         let uefi = if scenario.image.needs_uefi() {
             Some(once(&self.uefi, uefi::Parts::prepare)?)
         } else {
@@ -180,12 +183,12 @@ impl Harness {
         let mut scenarios: Vec<Scenario> = self.selected.iter().filter(ours).copied().collect();
         let mut kernels = BTreeMap::new();
         // Those whose kernel cannot be built have failed, or will, with the reason.
-        scenarios.retain(|scenario| match self.kernel(scenario.image) {
-            Ok(kernel) => {
-                kernels.extend(kernel.map(|path| (scenario.image.kernel_name(), path)));
-                true
-            }
-            Err(_) => false,
+        scenarios.retain(|scenario| {
+            let Some(kernel) = scenario.kernel() else { return true };
+            let built = self.kernel(kernel);
+            let is_there = built.is_ok();
+            kernels.extend(built.map(|path| (kernel.name(), path)));
+            is_there
         });
         let mut uefi = None;
         if scenarios.iter().any(|scenario| scenario.image.needs_uefi()) {
@@ -266,7 +269,8 @@ impl Group {
     /// Runs scenarios in one middle Linux and counts those that are done.
     fn some(&self, scenarios: &[Scenario], done: &mut usize, results: &Sender<(String, Verdict)>) -> Result<()> {
         let job = |scenario: &Scenario| {
-            let kernel = format!("{}/{}", paths::FILES, scenario.image.kernel_name());
+            let name = scenario.kernel().unwrap_or(Kernel::Plain).name();
+            let kernel = format!("{}/{name}", paths::FILES);
             let mut arguments = ["scenario", scenario.name, "--kernel", &kernel]
                 .map(str::to_owned)
                 .to_vec();

@@ -66,7 +66,7 @@ pub fn boot(options: &cli::Boot, image: Option<&Path>) -> Result<bool> {
     let image = match image {
         Some(image) => image,
         None => {
-            built = build::kernel()?;
+            built = build::kernel_for(&options.cmdline)?;
             &built
         }
     };

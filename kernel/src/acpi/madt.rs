@@ -2,10 +2,20 @@
 
 use super::{HEADER, Table};
 use crate::arch::cpu::MAX_PROCESSORS;
+use crate::memory::FirmwareMemory;
+use crate::start;
 use boot::PhysicalMemory;
 
 /// Signature of the table.
 pub const SIGNATURE: [u8; 4] = *b"APIC";
+
+/// The processors that firmware names. Only the first one runs so far; the others stay parked where firmware left them.
+#[must_use]
+pub fn present() -> Option<Processors> {
+    let rsdp = start::info()?.rsdp;
+    let table = super::find(&FirmwareMemory, rsdp, SIGNATURE)?;
+    Some(processors(&FirmwareMemory, table))
+}
 
 /// The numbers of the APICs of the processors that can be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

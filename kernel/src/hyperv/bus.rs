@@ -104,6 +104,7 @@ impl OfferEvents for Offers {
 }
 
 /// Has deferred work, also where there is no connection. Returns whether there is room for it.
+#[cfg(any(test, feature = "selftest"))]
 pub(super) fn has_deferred_work() -> bool {
     wiring().is_some()
 }
@@ -130,6 +131,7 @@ fn process(processor: cpu::Processor) {
         // What is left is scheduled again by the bus itself.
         let _progress = bus.process(ProcessorIndex(processor));
     }
+    #[cfg(any(test, feature = "selftest"))]
     super::local::process();
     task::notify();
 }

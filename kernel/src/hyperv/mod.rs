@@ -6,7 +6,7 @@
 //! - [`dynamic_memory`]: one driver, one file: the frame allocator as a pool, and the task that runs the driver;
 //! - [`crash`]: what a panic does to the bus and tells the host;
 //! - [`devices`]: the rows of the status table;
-//! - [`local`]: a host inside this kernel, so that its parts may offer channels to each other.
+//! - `local` (feature `selftest`): a host inside this kernel, so that its parts may offer channels to each other.
 //!
 //! The rest of the kernel knows of Hyper-V only what it finds here.
 
@@ -15,6 +15,7 @@ pub mod clock;
 pub mod crash;
 pub mod devices;
 pub mod dynamic_memory;
+#[cfg(any(test, feature = "selftest"))]
 pub mod local;
 pub mod port;
 

@@ -110,18 +110,22 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs tests by name, those of this module and `more`, until one fails.
+/// Runs tests by name until one fails.
 ///
 /// # Errors
 ///
 /// The first [`Failure`]; an unknown name is one.
-pub fn run<'a>(names: impl Iterator<Item = &'a str>, more: &[Test]) -> Result<(), Failure> {
+pub fn run<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
+    run_of(TESTS, names)
+}
+
+fn run_of<'a>(tests: &[Test], names: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
     for name in names {
         let failure = |reason| Failure {
             name: name.into(),
             reason,
         };
-        let test = TESTS.iter().chain(more).find(|test| test.name == name);
+        let test = tests.iter().find(|test| test.name == name);
         let test = test.ok_or_else(|| failure("there is no such test".into()))?;
         crate::println!("self-test {name} ...");
         (test.run)().map_err(failure)?;
@@ -146,7 +150,7 @@ mod tests {
 
     #[test]
     fn an_unknown_test_is_named_and_the_first_failure_ends_the_run() {
-        let more = [
+        let tests = [
             Test {
                 name: "good",
                 run: || Ok(()),
@@ -156,15 +160,15 @@ mod tests {
                 run: || Err("it is".into()),
             },
         ];
-        assert_eq!(run(["good", "good"].into_iter(), &more), Ok(()));
+        assert_eq!(run_of(&tests, ["good", "good"].into_iter()), Ok(()));
         assert_eq!(
-            run(["good", "bad", "nowhere"].into_iter(), &more)
+            run_of(&tests, ["good", "bad", "nowhere"].into_iter())
                 .unwrap_err()
                 .to_string(),
             "bad: it is"
         );
         assert_eq!(
-            run(["nowhere"].into_iter(), &more).unwrap_err().to_string(),
+            run(["nowhere"].into_iter()).unwrap_err().to_string(),
             "nowhere: there is no such test"
         );
     }

@@ -1,21 +1,11 @@
-//! Processors: what firmware says there is. Only the first one runs so far; the others stay parked where firmware left them.
+//! Processors: what firmware says there is.
 
 use super::{Verdict, ensure};
-use crate::acpi::{self, madt};
+use crate::acpi::madt;
 use crate::arch::apic;
-use crate::memory::FirmwareMemory;
-use crate::start;
-
-/// The processors that firmware names.
-#[must_use]
-pub fn processors() -> Option<madt::Processors> {
-    let rsdp = start::info()?.rsdp;
-    let table = acpi::find(&FirmwareMemory, rsdp, madt::SIGNATURE)?;
-    Some(madt::processors(&FirmwareMemory, table))
-}
 
 pub(super) fn run() -> Verdict {
-    let found = processors().ok_or("firmware has no table of processors")?;
+    let found = madt::present().ok_or("firmware has no table of processors")?;
     let running = apic::id();
     ensure!(found.ids().len() >= 2, "there is only one processor: {:?}", found.ids());
     ensure!(

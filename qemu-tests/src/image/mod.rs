@@ -112,7 +112,10 @@ pub fn make(options: &cli::ImageOptions) -> Result<()> {
     if path.is_dir() {
         bail!("{} is a folder; give -o the name of a file", path.display());
     }
-    let (loader, kernel) = (std::fs::read(build::loader()?)?, std::fs::read(build::kernel()?)?);
+    let (loader, kernel) = (
+        std::fs::read(build::loader()?)?,
+        std::fs::read(build::kernel_for(&options.cmdline)?)?,
+    );
     let contents = Contents {
         loader: &loader,
         kernel: Some(&kernel),

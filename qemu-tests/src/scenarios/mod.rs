@@ -22,7 +22,7 @@ use crate::image::Format;
 use crate::nested::Clock;
 use crate::qemu::{Accelerator, Machine, Qemu, Start};
 use crate::vm::{Outcome, Vm, Watcher, follow};
-use crate::{linux64, pvh, uefi};
+use crate::{build, linux64, pvh, uefi};
 
 pub use list::{all, find};
 
@@ -65,22 +65,30 @@ pub enum KernelFile {
     TooLarge,
 }
 
-impl Image {
-    /// Whether our kernel is in it.
-    #[must_use]
-    pub const fn needs_kernel(self) -> bool {
-        matches!(self, Self::Kernel | Self::LinuxEntry | Self::Uefi { .. })
-    }
+/// A kernel that scenarios boot, as it is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kernel {
+    /// Ours, as users have it.
+    Plain,
+    /// Ours, with its self-tests.
+    SelfTest,
+    /// The example of `vmbus`.
+    Tiny,
+}
 
-    /// What the file of the kernel in it is called inside the nested host.
+impl Kernel {
+    /// What its file is called inside the nested host.
     #[must_use]
-    pub const fn kernel_name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::TinyKernel => "tiny-kernel",
-            _ => "kernel",
+            Self::Plain => "kernel",
+            Self::SelfTest => "kernel-selftest",
+            Self::Tiny => "tiny-kernel",
         }
     }
+}
 
+impl Image {
     /// Whether our loader and the firmware are in it.
     #[must_use]
     pub const fn needs_uefi(self) -> bool {
@@ -138,6 +146,21 @@ pub struct Scenario {
     pub seconds: u64,
     /// What the runner does meanwhile and checks beyond `expect`.
     pub script: fn() -> Box<dyn Script>,
+}
+
+impl Scenario {
+    /// The kernel in its image, if there is one.
+    #[must_use]
+    pub fn kernel(&self) -> Option<Kernel> {
+        match self.image {
+            Image::Kernel | Image::LinuxEntry | Image::Uefi { .. } => {
+                let tests = build::wants_selftests(self.cmdline);
+                Some(if tests { Kernel::SelfTest } else { Kernel::Plain })
+            }
+            Image::TinyKernel => Some(Kernel::Tiny),
+            Image::Hello | Image::HelloLinuxEntry => None,
+        }
+    }
 }
 
 /// What the runner does while a guest runs, and checks at its end. Every method may do nothing.
