@@ -376,7 +376,8 @@ impl ChannelCore {
                 self.schedule();
                 return;
             }
-            left -= 1;
+            // Not 0, as just seen.
+            left = left.wrapping_sub(1);
             // SeqCst here and below: whoever finds it running must be seen by the runner's next look at what is due.
             if self.is_running.swap(true, Ordering::SeqCst) {
                 return;

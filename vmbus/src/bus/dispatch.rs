@@ -42,26 +42,28 @@ pub(super) enum Note {
 impl BusInner {
     /// Takes the messages that lie in the current processor's slot, up to a bound. Returns how many.
     pub(super) fn pump(&self) -> usize {
-        let mut count = 0;
-        while count < MESSAGES_AT_ONCE {
-            let note = {
-                let _order = self.messages.lock(self.platform);
-                let current = self.platform.current_processor();
-                let taken = self.processor(current).and_then(|processor| {
-                    let synic = processor.synic.read();
-                    synic.as_ref().and_then(|synic| synic.take_message(SINT))
-                });
-                match taken {
-                    Some(message) => self.accept(&message),
-                    None => break,
-                }
-            };
-            count += 1;
-            self.settle(note);
-        }
+        let count = (0..MESSAGES_AT_ONCE).take_while(|_| self.take_message()).count();
         self.flush_releases();
         self.tell_offer_events();
         count
+    }
+
+    /// Takes the message that lies in the current processor's slot, if there is one.
+    fn take_message(&self) -> bool {
+        let note = {
+            let _order = self.messages.lock(self.platform);
+            let current = self.platform.current_processor();
+            let taken = self.processor(current).and_then(|processor| {
+                let synic = processor.synic.read();
+                synic.as_ref().and_then(|synic| synic.take_message(SINT))
+            });
+            match taken {
+                Some(message) => self.accept(&message),
+                None => return false,
+            }
+        };
+        self.settle(note);
+        true
     }
 
     /// As [`BusInner::pump`], for the slots of all other processors, which may be unable to look themselves.

@@ -23,6 +23,19 @@
 //!
 //! Sources: the channel messages of Linux' `drivers/hv`, FreeBSD's `sys/dev/hyperv` and OpenVMM's `vmbus_core`, and what
 //! hosts were seen to do.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod channel;
 mod config;
@@ -391,7 +404,7 @@ impl Iterator for Offers {
 
     fn next(&mut self) -> Option<Offer> {
         let (place, offer) = self.bus.0.table.shown_from(self.next)?;
-        self.next = place + 1;
+        self.next = place.saturating_add(1);
         Some(offer)
     }
 }

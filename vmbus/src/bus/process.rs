@@ -78,16 +78,15 @@ impl BusInner {
             });
         }
         // No lock is held from here on.
-        let mut count = 0;
-        let mut base = 0;
-        for mut word in flags {
+        let mut count: usize = 0;
+        for (base, mut word) in (0_u32..).step_by(64).zip(flags) {
             while word != 0 {
                 let flag = word.trailing_zeros();
-                word &= word - 1;
-                self.signalled(ChannelId(base + flag));
-                count += 1;
+                // The lowest bit that is set goes.
+                word &= word.wrapping_sub(1);
+                self.signalled(ChannelId(base | flag));
+                count = count.saturating_add(1);
             }
-            base += 64;
         }
         count
     }

@@ -59,7 +59,7 @@ impl core::fmt::Debug for ShownPlatform {
 impl Replies {
     pub(super) fn new(platform: &'static dyn Platform, count: u16) -> Result<Self, OutOfMemory> {
         Ok(Self {
-            waiters: Lock::new(try_vec_of(usize::from(count.max(1)) + 1, |_| None)?),
+            waiters: Lock::new(try_vec_of(usize::from(count.max(1)).saturating_add(1), |_| None)?),
             platform: ShownPlatform(platform),
         })
     }
@@ -71,7 +71,7 @@ impl Replies {
             return Err(Error::TooManyRequests);
         }
         // The last place is for the end of the connection.
-        let places = waiters.len() - usize::from(key != Key::Unload);
+        let places = waiters.len().saturating_sub(usize::from(key != Key::Unload));
         let (index, free) = waiters
             .iter_mut()
             .take(places)

@@ -36,14 +36,14 @@ impl RingPages {
             size: pages.saturating_mul(4096),
         };
         let pages_of = |data_pages: u32| {
-            // A GPADL holds no more; with this, no sum below overflows.
-            let pages = usize::try_from(data_pages)
-                .ok()
-                .filter(|pages| (1..MAX_GPADL_PAGES).contains(pages));
-            pages.map(|pages| pages + 1).ok_or(invalid(data_pages))
+            // With the control page; a GPADL holds no more.
+            let pages = usize::try_from(data_pages).ok().and_then(|pages| pages.checked_add(1));
+            pages
+                .filter(|pages| (2..=MAX_GPADL_PAGES).contains(pages))
+                .ok_or(invalid(data_pages))
         };
         let (first, second) = (pages_of(first_data_pages)?, pages_of(second_data_pages)?);
-        let pages = SharedPages::allocate(platform, first + second)?;
+        let pages = SharedPages::allocate(platform, first.saturating_add(second))?;
         Ok(Self {
             pages: Shared::try_new(pages)?,
             first_ring_pages: first,
@@ -82,13 +82,13 @@ impl RingPages {
 
     /// Makes a ring of the pages from `start` to `end`.
     fn ring(&self, start: usize, end: usize) -> Result<ChannelRing, Error> {
-        let data_bytes = end.saturating_sub(start + 1).saturating_mul(PAGE_SIZE);
+        let data_bytes = end.saturating_sub(start).saturating_sub(1).saturating_mul(PAGE_SIZE);
         let size = u32::try_from(data_bytes).map_err(|_| InvalidRing::Size { size: u32::MAX })?;
         if end > self.pages.page_count() || size == 0 {
             return Err(InvalidRing::Size { size }.into());
         }
         // SAFETY: page `start` lies inside the block, as just checked.
-        let control = unsafe { self.pages.base().add(start * PAGE_SIZE) };
+        let control = unsafe { self.pages.base().add(start.wrapping_mul(PAGE_SIZE)) };
         // SAFETY: there is at least one page behind it, as just checked.
         let data = unsafe { control.add(PAGE_SIZE) };
         // SAFETY: 1. control page and data lie inside the block, which the keeper keeps. 2. The block was allocated here

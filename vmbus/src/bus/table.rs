@@ -129,13 +129,15 @@ impl Table {
 
     fn name(&self, offer: &Offer, place: Option<usize>) {
         if let Some(word) = self.place_word(offer.origin, offer.channel) {
-            let value = place.and_then(|place| u16::try_from(place + 1).ok()).unwrap_or(0);
+            let value = place
+                .and_then(|place| u16::try_from(place.checked_add(1)?).ok())
+                .unwrap_or(0);
             word.store(value, Ordering::Release);
         }
     }
 
     fn next_sequence(&self) -> u64 {
-        self.sequence.fetch_add(1, Ordering::Relaxed) + 1
+        self.sequence.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// Takes an offer in.
@@ -249,7 +251,7 @@ impl Table {
             return Err(Error::InUse(channel));
         }
         entry.is_open = true;
-        entry.users += 1;
+        entry.users = entry.users.saturating_add(1);
         Ok((place, entry.offer))
     }
 

@@ -145,11 +145,11 @@ impl BusInner {
             return false;
         }
         let until = self.now().saturating_add(self.config.emergency_timeout);
-        let mut looks = 0;
+        let mut looks_left = EMERGENCY_LOOKS;
         let mut is_late = || {
-            looks += 1;
+            looks_left = looks_left.saturating_sub(1);
             hint::spin_loop();
-            looks >= EMERGENCY_LOOKS || self.now() >= until
+            looks_left == 0 || self.now() >= until
         };
         let unload = Unload {}.encode();
         while let Err(error) = self.post_in_emergency(unload.as_slice()) {

@@ -94,7 +94,7 @@ impl Host {
         let mut index = 0;
         while let Some(entry) = self.entry(index) {
             each(entry.channel, entry.class, entry.instance);
-            index += 1;
+            index = index.saturating_add(1);
         }
     }
 
@@ -106,7 +106,7 @@ impl Host {
     fn next_entry(&self, index: usize, wanted: impl Fn(&Entry) -> bool) -> Option<(usize, Shared<Entry>)> {
         let entries = self.inner.entries.lock(self.inner.platform);
         let found = (index..).zip(entries.get(index..)?).find(|(_, entry)| wanted(entry));
-        found.map(|(at, entry)| (at + 1, entry.clone()))
+        found.map(|(at, entry)| (at.saturating_add(1), entry.clone()))
     }
 
     /// Runs the server ends that were signalled.

@@ -10,12 +10,16 @@ use crate::ring::{Consumer, Producer, SharedRing};
 
 /// Makes a ring of the `1 + data_pages` pages from `first` on.
 fn ring(pages: &Shared<SharedPages>, first: usize, data_pages: usize) -> Result<RingPages, Error> {
-    let size = u32::try_from(data_pages * PAGE_SIZE).map_err(|_| Error::Bus)?;
-    if data_pages == 0 || first + 1 + data_pages > pages.page_count() {
+    let size = data_pages
+        .checked_mul(PAGE_SIZE)
+        .and_then(|size| u32::try_from(size).ok());
+    let size = size.filter(|size| *size != 0).ok_or(Error::Bus)?;
+    let end = first.checked_add(1).and_then(|first| first.checked_add(data_pages));
+    if end.is_none_or(|end| end > pages.page_count()) {
         return Err(Error::Bus);
     }
     // SAFETY: the page lies inside the block, as just checked.
-    let control = unsafe { pages.base().add(first * PAGE_SIZE) };
+    let control = unsafe { pages.base().add(first.wrapping_mul(PAGE_SIZE)) };
     // SAFETY: at least one more page lies behind it.
     let data = unsafe { control.add(PAGE_SIZE) };
     // SAFETY: 1. the pages lie inside the block, which the keeper keeps; 2. the block is made below for these rings, and
@@ -37,7 +41,11 @@ impl Block {
     }
 
     fn to_client(&self) -> Result<RingPages, Error> {
-        ring(&self.pages, 1 + self.to_server_pages, self.to_client_pages)
+        ring(
+            &self.pages,
+            self.to_server_pages.saturating_add(1),
+            self.to_client_pages,
+        )
     }
 
     /// Makes the server's halves, which go on where an earlier server's stopped.
@@ -55,7 +63,8 @@ pub(super) fn allocate(
     to_server_pages: usize,
     to_client_pages: usize,
 ) -> Result<(Block, Rings, Rings), Error> {
-    let pages = SharedPages::allocate(platform, 2 + to_server_pages + to_client_pages)?;
+    let page_count = to_server_pages.saturating_add(to_client_pages).saturating_add(2);
+    let pages = SharedPages::allocate(platform, page_count)?;
     let block = Block {
         pages: Shared::try_new(pages)?,
         to_server_pages,

@@ -74,13 +74,24 @@ impl GpadlRange {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "at most 2^20 + 1 pages")]
     pub const fn page_count(self) -> usize {
-        (self.offset_bytes as u64 + self.len_bytes as u64).div_ceil(PAGE_SIZE as u64) as usize
+        // Two numbers of 32 bits: the sum fits.
+        (self.offset_bytes as u64)
+            .wrapping_add(self.len_bytes as u64)
+            .div_ceil(PAGE_SIZE as u64) as usize
     }
 
     /// Returns how many messages describe the range.
     #[must_use]
     pub const fn message_count(self) -> usize {
-        1 + self.page_count().saturating_sub(HEADER_PAGES).div_ceil(BODY_PAGES)
+        let in_bodies = self.page_count().saturating_sub(HEADER_PAGES);
+        in_bodies.div_ceil(BODY_PAGES).saturating_add(1)
+    }
+}
+
+impl GpadlRange {
+    /// Bytes of the whole description: length and offset, and a number for each page.
+    const fn description_len(self) -> usize {
+        self.page_count().saturating_add(1).saturating_mul(8)
     }
 }
 
@@ -113,7 +124,7 @@ impl GpadlHeader {
         let header = Self {
             channel: channel.0.into(),
             gpadl: gpadl.0.into(),
-            ranges_len_bytes: u16::try_from(8 * pages.saturating_add(1)).unwrap_or(u16::MAX).into(),
+            ranges_len_bytes: u16::try_from(range.description_len()).unwrap_or(u16::MAX).into(),
             range_count: U16::new(1),
             len_bytes: range.len_bytes.into(),
             offset_bytes: range.offset_bytes.into(),
@@ -153,7 +164,7 @@ impl GpadlHeader {
             .zip(usize::try_from(len).ok())
             .and_then(|(offset, len)| GpadlRange::new(offset, len).ok())
             .ok_or_else(|| inconsistent("the number of bytes", u64::from(len)))?;
-        if usize::from(self.ranges_len_bytes.get()) != 8 * (range.page_count() + 1) {
+        if usize::from(self.ranges_len_bytes.get()) != range.description_len() {
             return Err(inconsistent(
                 "the description's length",
                 u64::from(self.ranges_len_bytes.get()),
@@ -164,7 +175,7 @@ impl GpadlHeader {
 
     /// Returns the page numbers in the message `bytes`.
     pub fn pages(bytes: &[u8]) -> impl Iterator<Item = u64> {
-        trailing_pages(bytes, HEADER_LEN + size_of::<Self>())
+        trailing_pages(bytes, Self::MIN_LEN)
     }
 }
 
@@ -211,7 +222,7 @@ impl GpadlBody {
 
     /// Returns the page numbers in the message `bytes`.
     pub fn pages(bytes: &[u8]) -> impl Iterator<Item = u64> {
-        trailing_pages(bytes, HEADER_LEN + size_of::<Self>())
+        trailing_pages(bytes, Self::MIN_LEN)
     }
 }
 

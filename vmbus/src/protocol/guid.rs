@@ -16,9 +16,6 @@ pub struct Guid([u8; 16]);
 #[error("a GUID is written as xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx, in hexadecimal")]
 pub struct GuidError;
 
-/// Positions in the wire order of the bytes as they are written.
-const WRITTEN_ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-
 impl Guid {
     /// The GUID of only zeros.
     pub const ZERO: Self = Self([0; 16]);
@@ -41,27 +38,30 @@ impl Guid {
     ///
     /// [`GuidError`] for any other text.
     pub const fn parse(text: &str) -> Result<Self, GuidError> {
-        let text = text.as_bytes();
-        if text.len() != 36 {
-            return Err(GuidError);
-        }
-        let mut wire = [0; 16];
-        let (mut position, mut byte) = (0, 0);
-        while byte < 16 {
-            if matches!(position, 8 | 13 | 18 | 23) {
-                if text[position] != b'-' {
+        let mut text = text.as_bytes();
+        let mut written = [0; 16];
+        let mut rest: &mut [u8] = &mut written;
+        while let [byte, behind @ ..] = rest {
+            // Bytes 4, 6, 8 and 10 have a dash in front.
+            if matches!(behind.len(), 11 | 9 | 7 | 5) {
+                let [b'-', digits @ ..] = text else {
                     return Err(GuidError);
-                }
-                position += 1;
+                };
+                text = digits;
             }
-            let (Some(high), Some(low)) = (digit(text[position]), digit(text[position + 1])) else {
+            let [high, low, digits @ ..] = text else {
                 return Err(GuidError);
             };
-            wire[WRITTEN_ORDER[byte]] = high << 4 | low;
-            position += 2;
-            byte += 1;
+            let (Some(high), Some(low)) = (digit(*high), digit(*low)) else {
+                return Err(GuidError);
+            };
+            *byte = high << 4 | low;
+            (text, rest) = (digits, behind);
         }
-        Ok(Self(wire))
+        if !text.is_empty() {
+            return Err(GuidError);
+        }
+        Ok(Self(reordered(written)))
     }
 
     /// Parses a literal at compile time: `const CLASS: Guid = Guid::literal("...")`.
@@ -80,21 +80,28 @@ impl Guid {
 }
 
 const fn digit(character: u8) -> Option<u8> {
+    // In each arm the character is at least what is subtracted.
     match character {
-        b'0'..=b'9' => Some(character - b'0'),
-        b'a'..=b'f' => Some(character - b'a' + 10),
-        b'A'..=b'F' => Some(character - b'A' + 10),
+        b'0'..=b'9' => Some(character.wrapping_sub(b'0')),
+        b'a'..=b'f' => Some(character.wrapping_sub(b'a' - 10)),
+        b'A'..=b'F' => Some(character.wrapping_sub(b'A' - 10)),
         _ => None,
     }
 }
 
+/// From wire order to the order in which the bytes are written, and back: the first three fields are turned round.
+const fn reordered([a, b, c, d, e, f, g, h, rest @ ..]: [u8; 16]) -> [u8; 16] {
+    let [i, j, k, l, m, n, o, p] = rest;
+    [d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p]
+}
+
 impl fmt::Display for Guid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (written, wire) in WRITTEN_ORDER.into_iter().enumerate() {
-            if matches!(written, 4 | 6 | 8 | 10) {
+        for (place, byte) in reordered(self.0).into_iter().enumerate() {
+            if matches!(place, 4 | 6 | 8 | 10) {
                 formatter.write_str("-")?;
             }
-            write!(formatter, "{:02x}", self.0[wire])?;
+            write!(formatter, "{byte:02x}")?;
         }
         Ok(())
     }

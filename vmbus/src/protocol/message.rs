@@ -236,7 +236,7 @@ macro_rules! channel_messages {
             );
         )*
     };
-    (@min_len $message:ident) => { HEADER_LEN + size_of::<$message>() };
+    (@min_len $message:ident) => { HEADER_LEN.saturating_add(size_of::<$message>()) };
     (@min_len $message:ident $min_len:literal) => { $min_len };
 }
 

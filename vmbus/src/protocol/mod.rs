@@ -9,6 +9,19 @@
 //! - [`class`]: the classes of devices, by GUID.
 //! - [`packet`]: packets in a ring.
 //! - [`Version`]: versions of the protocol.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 pub mod channel;
 pub mod class;

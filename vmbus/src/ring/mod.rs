@@ -37,8 +37,19 @@
 //! if consumer.commit().is_needed() { /* tell the peer: there is room again */ }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 #[cfg(target_endian = "big")]
 compile_error!("VMBus exists on little-endian machines only");
