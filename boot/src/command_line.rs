@@ -9,6 +9,7 @@
 //! | `vmbus.max_version` | `6.0` ... `2.4` | newest protocol version to try |
 //! | `exit` | `qemu`, `poweroff`, `halt`, `reset`, `reset-hypervisor`, `reset-fault` | how the machine ends; `qemu` writes to the port 0xf4 of `isa-debug-exit`; `reset` tries ACPI first, the others begin further down |
 //! | `once` | | end after the status table |
+//! | `show` | `/PATH` or `DISK.PARTITION:/PATH` | print this file of a disk, or list this folder, before the status table |
 //! | `report` | | print the machine-readable report after the status table |
 //! | `selftest` | names, separated by commas | run these tests inside the guest, say the verdict and end (a kernel built with the feature `selftest`) |
 //! | `console` | `serial`, `none` | where text goes; default `serial` |
@@ -106,6 +107,8 @@ pub struct Options<'a> {
     pub report: bool,
     /// Where text goes.
     pub console: ConsoleChoice,
+    /// A file or folder of a disk to print, as the kernel's `files::path` understands it.
+    pub show: Option<&'a str>,
     selftests: &'a str,
 }
 
@@ -118,6 +121,7 @@ impl Default for Options<'_> {
             once: false,
             report: false,
             console: ConsoleChoice::Serial,
+            show: None,
             selftests: "",
         }
     }
@@ -174,6 +178,7 @@ impl<'a> Options<'a> {
             }
             "once" => self.once = flag()?,
             "report" => self.report = flag()?,
+            "show" => self.show = Some(value).filter(|path| !path.is_empty()),
             "selftest" => self.selftests = value,
             "console" => {
                 self.console = match value {
@@ -209,14 +214,16 @@ mod tests {
 
     #[test]
     fn every_key_is_understood() {
-        let (options, problems) =
-            parse("log=warn  vmbus.max_version=5.3 exit=qemu once report selftest=smp,panic-task console=none");
+        let (options, problems) = parse(
+            "log=warn  vmbus.max_version=5.3 exit=qemu once report selftest=smp,panic-task console=none show=1.2:/etc",
+        );
         assert_eq!(problems, []);
         assert_eq!(options.log, LogLevel::Warn);
         assert_eq!(options.max_version, Some(ProtocolVersion { major: 5, minor: 3 }));
         assert_eq!(options.exit, Some(Exit::Qemu));
         assert!(options.once && options.report);
         assert_eq!(options.console, ConsoleChoice::None);
+        assert_eq!(options.show, Some("1.2:/etc"));
         assert_eq!(options.selftests().collect::<Vec<_>>(), ["smp", "panic-task"]);
     }
 

@@ -5,6 +5,7 @@
 //!
 //! - [`arch`]: the processor, exceptions, interrupts; [`memory`]: frames, page tables, heap; [`console`]: text and log; [`time`]: clock,
 //!   deadlines, timer; [`task`]: tasks and deferred work; [`sync`]: the lock that interrupts may take;
+//! - [`files`]: partitions and files on disks;
 //! - [`acpi`]: the tables that the kernel reads; [`hyperv`]: the binding to `vmbus`; [`power`]: power off and reset;
 //! - [`status`]: the table and the report; `selftest` (feature): tests inside the guest; [`panic`](mod@panic) and [`end`]: the two ways to stop.
 //!
@@ -19,6 +20,7 @@ pub mod console;
 pub mod end;
 #[cfg(target_os = "none")]
 pub mod entry;
+pub mod files;
 pub mod hyperv;
 pub mod memory;
 pub mod panic;

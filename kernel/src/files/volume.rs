@@ -1,0 +1,405 @@
+//! A FAT volume: [`Volume`].
+
+use alloc::string::{String, ToString as _};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use fat::{
+    Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions, LossyOemCpConverter, NullTimeProvider, Read as _,
+    Write as _,
+};
+
+use super::{BlockError, Blocks, Stream};
+
+type Time = NullTimeProvider;
+type Names = LossyOemCpConverter;
+
+/// Entries of a folder that are listed at most: a damaged folder may seem endless.
+const MAX_ENTRIES: usize = 10_000;
+
+/// A file system on a range of a disk.
+pub struct Volume<B: Blocks> {
+    files: FileSystem<Stream<B>, Time, Names>,
+}
+
+impl<B: Blocks> core::fmt::Debug for Volume<B> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Volume").finish_non_exhaustive()
+    }
+}
+
+/// A file or folder in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its long name.
+    pub name: String,
+    /// Bytes; 0 for a folder.
+    pub bytes: u64,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+}
+
+/// Why a file could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// There is no such file or folder.
+    #[error("there is no such file")]
+    NotFound,
+    /// It is there already, as something else.
+    #[error("there is something else of that name")]
+    Exists,
+    /// It is larger than the caller takes.
+    #[error("the file has {bytes} bytes, more than the {limit} that are read")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The caller's limit.
+        limit: usize,
+    },
+    /// The volume has no room left.
+    #[error("the volume is full")]
+    Full,
+    /// The name cannot be that of a file.
+    #[error("no file can be called that")]
+    BadName,
+    /// This is no FAT volume, or a damaged one.
+    #[error("there is no FAT file system, or it is damaged")]
+    Damaged,
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] BlockError),
+}
+
+impl From<fat::Error<BlockError>> for FileError {
+    fn from(error: fat::Error<BlockError>) -> Self {
+        use fat::Error as Fat;
+        match error {
+            Fat::Io(BlockError::EndOfVolume) | Fat::UnexpectedEof | Fat::CorruptedFileSystem => Self::Damaged,
+            Fat::Io(error) => Self::Disk(error),
+            Fat::NotFound => Self::NotFound,
+            Fat::AlreadyExists | Fat::DirectoryIsNotEmpty => Self::Exists,
+            Fat::NotEnoughSpace | Fat::WriteZero => Self::Full,
+            Fat::InvalidFileNameLength | Fat::UnsupportedFileNameCharacter => Self::BadName,
+            _ => Self::Damaged,
+        }
+    }
+}
+
+/// The path as the file system wants it: without the slash in front.
+fn inner(path: &str) -> &str {
+    path.trim_matches('/')
+}
+
+impl<B: Blocks> Volume<B> {
+    /// Opens the file system on `range`.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Damaged`] if there is none; [`FileError::Disk`].
+    pub fn open(range: Stream<B>) -> Result<Self, FileError> {
+        let options = FsOptions::new().time_provider(NullTimeProvider::new());
+        Ok(Self {
+            files: FileSystem::new(range, options)?,
+        })
+    }
+
+    /// Makes an empty file system on `range` and opens it. What was there is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Disk`]; [`FileError::Damaged`] if the range is too small or too large for one.
+    pub fn format(mut range: Stream<B>, label: &str) -> Result<Self, FileError> {
+        let mut name = *b"           ";
+        for (target, source) in name.iter_mut().zip(label.bytes()) {
+            *target = source.to_ascii_uppercase();
+        }
+        let options = FormatVolumeOptions::new().volume_label(name);
+        fat::format_volume(&mut range, options)?;
+        range.flush()?;
+        fat::Seek::seek(&mut range, fat::SeekFrom::Start(0))?;
+        Self::open(range)
+    }
+
+    /// The kind of file system.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.files.fat_type() {
+            FatType::Fat12 => "FAT12",
+            FatType::Fat16 => "FAT16",
+            FatType::Fat32 => "FAT32",
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.files.volume_label().trim().to_string()
+    }
+
+    fn root(&self) -> Dir<'_, Stream<B>, Time, Names> {
+        self.files.root_dir()
+    }
+
+    /// Returns what is in the folder `path`, without `.` and `..`.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::NotFound`] if there is no such folder, and what the disk says.
+    pub fn list(&self, path: &str) -> Result<Vec<Entry>, FileError> {
+        let root = self.root();
+        let folder = match inner(path) {
+            "" => root,
+            path => root.open_dir(path).map_err(|error| match error {
+                // It is a file.
+                fat::Error::InvalidInput => FileError::NotFound,
+                error => error.into(),
+            })?,
+        };
+        let mut entries = Vec::new();
+        for entry in folder.iter().take(MAX_ENTRIES) {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != "." && name != ".." {
+                entries.push(Entry {
+                    name,
+                    bytes: if entry.is_dir() { 0 } else { entry.len() },
+                    is_folder: entry.is_dir(),
+                });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Returns the file `path`, if it has no more than `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::NotFound`], [`FileError::TooLarge`], and what the disk says.
+    pub fn read(&self, path: &str, limit: usize) -> Result<Vec<u8>, FileError> {
+        let mut file = self.root().open_file(inner(path)).map_err(|error| match error {
+            // It is a folder.
+            fat::Error::InvalidInput => FileError::NotFound,
+            error => error.into(),
+        })?;
+        let bytes = u64::from(file.size().unwrap_or(0));
+        let len = usize::try_from(bytes).ok().filter(|len| *len <= limit);
+        let mut content = vec![0; len.ok_or(FileError::TooLarge { bytes, limit })?];
+        file.read_exact(&mut content)?;
+        Ok(content)
+    }
+
+    /// Makes the file `path` hold `content`, with the folders above it, and flushes the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Full`], [`FileError::Exists`], [`FileError::BadName`], and what the disk says.
+    pub fn write(&self, path: &str, content: &[u8]) -> Result<(), FileError> {
+        let (root, path) = (self.root(), inner(path));
+        for (end, _) in path.match_indices('/') {
+            root.create_dir(path.get(..end).unwrap_or_default())?;
+        }
+        let mut file = root.create_file(path).map_err(|error| match error {
+            fat::Error::InvalidInput => FileError::Exists,
+            error => error.into(),
+        })?;
+        file.truncate()?;
+        file.write_all(content)?;
+        file.flush()?;
+        Ok(())
+    }
+
+    /// Removes a file or an empty folder.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::NotFound`], [`FileError::Exists`] for a folder that is not empty, and what the disk says.
+    pub fn remove(&self, path: &str) -> Result<(), FileError> {
+        Ok(self.root().remove(inner(path))?)
+    }
+
+    /// Writes everything to the disk and lets go of it.
+    ///
+    /// # Errors
+    ///
+    /// What the disk says.
+    pub fn close(self) -> Result<(), FileError> {
+        Ok(self.files.unmount()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Partition;
+    use super::super::memory_disk::MemoryDisk;
+    use super::*;
+    use proptest::prelude::*;
+    use std::cell::RefCell;
+    use std::io::{Cursor, Read as _, Write as _};
+    use std::rc::Rc;
+
+    const MIB: usize = 1 << 20;
+
+    fn stream(bytes: Vec<u8>) -> Stream<MemoryDisk> {
+        let disk = MemoryDisk::new(bytes, 512);
+        let whole = Partition::whole(&disk);
+        Stream::new(disk, &whole).unwrap()
+    }
+
+    /// A disk that others hold as well.
+    #[derive(Clone)]
+    struct Kept(Rc<RefCell<MemoryDisk>>);
+
+    impl Blocks for Kept {
+        fn block_size(&self) -> usize {
+            512
+        }
+        fn block_count(&self) -> u64 {
+            self.0.borrow().block_count()
+        }
+        fn read(&mut self, first: u64, into: &mut [u8]) -> Result<(), BlockError> {
+            self.0.borrow_mut().read(first, into)
+        }
+        fn write(&mut self, first: u64, from: &[u8]) -> Result<(), BlockError> {
+            self.0.borrow_mut().write(first, from)
+        }
+        fn flush(&mut self) -> Result<(), BlockError> {
+            self.0.borrow_mut().flush()
+        }
+    }
+
+    fn kept(bytes: usize) -> (Kept, Stream<Kept>) {
+        let disk = Kept(Rc::new(RefCell::new(MemoryDisk::new(vec![0; bytes], 512))));
+        let whole = Partition::whole(&disk);
+        let range = Stream::new(disk.clone(), &whole).unwrap();
+        (disk, range)
+    }
+
+    /// A volume with files in it, by another program.
+    fn of_another_program(mib: usize, kind: fatfs::FatType) -> Vec<u8> {
+        let mut bytes = Cursor::new(vec![0; mib * MIB]);
+        let options = fatfs::FormatVolumeOptions::new()
+            .volume_label(*b"OTHERS     ")
+            .fat_type(kind)
+            .bytes_per_cluster(512);
+        fatfs::format_volume(&mut bytes, options).unwrap();
+        {
+            let files = fatfs::FileSystem::new(&mut bytes, fatfs::FsOptions::new()).unwrap();
+            let root = files.root_dir();
+            root.create_dir("etc").unwrap();
+            let mut file = root.create_file("etc/a long name.config").unwrap();
+            file.write_all(&[b'x'; 70_000]).unwrap();
+            root.create_file("Empty.txt").unwrap();
+        }
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn what_another_program_wrote_is_listed_and_read() {
+        for (mib, kind, name) in [
+            (2, fatfs::FatType::Fat12, "FAT12"),
+            (8, fatfs::FatType::Fat16, "FAT16"),
+            (64, fatfs::FatType::Fat32, "FAT32"),
+        ] {
+            let volume = Volume::open(stream(of_another_program(mib, kind))).unwrap();
+            assert_eq!((volume.kind(), volume.label().as_str()), (name, "OTHERS"));
+            let entry = |name: &str, bytes, is_folder| Entry {
+                name: name.to_string(),
+                bytes,
+                is_folder,
+            };
+            assert_eq!(
+                volume.list("/").unwrap(),
+                [entry("etc", 0, true), entry("Empty.txt", 0, false)]
+            );
+            assert_eq!(
+                volume.list("/etc/").unwrap(),
+                [entry("a long name.config", 70_000, false)]
+            );
+            let path = "/ETC/A Long Name.CONFIG";
+            assert_eq!(volume.read(path, 70_000).unwrap(), [b'x'; 70_000]);
+            assert_eq!(volume.read("/Empty.txt", 0).unwrap(), []);
+            assert_eq!(
+                volume.read(path, 69_999),
+                Err(FileError::TooLarge {
+                    bytes: 70_000,
+                    limit: 69_999
+                })
+            );
+            for missing in ["/none", "/none/x", "/etc", "/Empty.txt/x"] {
+                assert_eq!(volume.read(missing, MIB), Err(FileError::NotFound), "{missing}");
+            }
+            assert_eq!(volume.list("/Empty.txt"), Err(FileError::NotFound));
+        }
+    }
+
+    #[test]
+    fn what_is_written_here_is_read_by_another_program() {
+        let (disk, range) = kept(40 * MIB);
+        let volume = Volume::format(range, "ours").unwrap();
+        let content: Vec<u8> = (0..100_003_u32).map(|index| index.to_le_bytes()[0]).collect();
+        volume.write("/a/b/some file.bin", &content).unwrap();
+        volume.write("/a/b/some file.bin", b"replaced").unwrap();
+        volume.write("/c.bin", &content).unwrap();
+        volume.write("/gone", b"x").unwrap();
+        volume.remove("/gone").unwrap();
+        assert_eq!(volume.remove("/a"), Err(FileError::Exists));
+        assert_eq!(volume.write("/a", b"x"), Err(FileError::Exists));
+        assert_eq!(volume.write("/a/b\u{0}c", b"x"), Err(FileError::BadName));
+        volume.close().unwrap();
+
+        let disk = disk.0.borrow().bytes.clone();
+        let files = fatfs::FileSystem::new(Cursor::new(disk), fatfs::FsOptions::new()).unwrap();
+        assert_eq!(files.volume_label(), "OURS");
+        for (path, wanted) in [("a/b/some file.bin", b"replaced".as_slice()), ("c.bin", &content)] {
+            let mut read = Vec::new();
+            files
+                .root_dir()
+                .open_file(path)
+                .unwrap()
+                .read_to_end(&mut read)
+                .unwrap();
+            assert_eq!(read, wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_written_is_on_the_disk_and_flushed() {
+        let (disk, range) = kept(8 * MIB);
+        let volume = Volume::format(range, "x").unwrap();
+        volume.write("/now", b"safe").unwrap();
+        assert!(disk.0.borrow().flushes > 0);
+        // The power is cut here: nothing is closed.
+        let copy = disk.0.borrow().bytes.clone();
+        core::mem::forget(volume);
+        let volume = Volume::open(stream(copy)).unwrap();
+        assert_eq!(volume.read("/now", 10).unwrap(), b"safe");
+    }
+
+    #[test]
+    fn a_full_volume_and_a_broken_disk_are_errors() {
+        let volume = Volume::format(stream(vec![0; MIB]), "small").unwrap();
+        assert_eq!(volume.write("/large", &vec![0; 2 * MIB]), Err(FileError::Full));
+        assert_eq!(Volume::open(stream(vec![0; MIB])).err(), Some(FileError::Damaged));
+        let (disk, range) = kept(MIB);
+        disk.0.borrow_mut().broken = true;
+        assert!(matches!(Volume::open(range).err(), Some(FileError::Disk(_))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 64 }))]
+        /// Damaged volumes are errors or nonsense, never a panic, nor without end.
+        #[test]
+        fn damage_does_no_harm(damage in prop::collection::vec((0..70_000_usize, any::<u8>()), 1..40)) {
+            let mut bytes = of_another_program(2, fatfs::FatType::Fat12);
+            for (at, value) in damage {
+                bytes[at] = value;
+            }
+            if let Ok(volume) = Volume::open(stream(bytes)) {
+                let _ = volume.list("/");
+                let _ = volume.list("/etc");
+                let _ = volume.read("/etc/a long name.config", MIB);
+                let _ = volume.write("/etc/new", &[1; 5000]);
+            }
+        }
+    }
+}
