@@ -1,0 +1,76 @@
+//! The bytes of a saved state: chunks, each with its length and kind in front.
+
+use super::Error;
+
+/// Marks the beginning of a saved state, and its version.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"kmclsav1");
+/// Length and kind in front of each chunk.
+pub(super) const HEAD: usize = 8;
+pub(super) const BEGINNING: u32 = 1;
+pub(super) const REQUEST: u32 = 2;
+pub(super) const PACKET: u32 = 3;
+pub(super) const END: u32 = 4;
+/// The channel's part of a packet: id and the driver's number.
+pub(super) const LIBRARY_PART: usize = 16;
+
+/// Writes one chunk.
+pub(super) struct Writer<'b> {
+    rest: &'b mut [u8],
+    pub(super) len: usize,
+}
+
+impl<'b> Writer<'b> {
+    /// Begins a chunk with a body of `len` bytes, padded; or tells what it takes.
+    pub(super) fn new(buffer: &'b mut [u8], kind: u32, len: usize) -> Result<Self, usize> {
+        let len = (HEAD + len).next_multiple_of(8);
+        let field = u32::try_from(len).map_err(|_| usize::MAX)?;
+        let rest = buffer.get_mut(..len).ok_or(len)?;
+        rest.fill(0);
+        let mut writer = Self { rest, len };
+        writer.put(&field.to_le_bytes());
+        writer.put(&kind.to_le_bytes());
+        Ok(writer)
+    }
+
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        // Each chunk has the length of what is put into it.
+        if let Some((target, rest)) = core::mem::take(&mut self.rest).split_at_mut_checked(bytes.len()) {
+            target.copy_from_slice(bytes);
+            self.rest = rest;
+        }
+    }
+}
+
+/// Reads what a [`Writer`] has written, and believes none of it.
+pub(super) struct Reader<'b>(pub(super) &'b [u8]);
+
+impl<'b> Reader<'b> {
+    pub(super) fn bytes(&mut self, len: usize) -> Result<&'b [u8], Error> {
+        let (bytes, rest) = self.0.split_at_checked(len).ok_or(Error::Corrupt)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        self.bytes(N)?.try_into().map_err(|_| Error::Corrupt)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, Error> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, Error> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// Takes the next chunk apart: its kind and its body.
+    pub(super) fn chunk(&mut self) -> Result<Option<(u32, Self)>, Error> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let len = self.u32()? as usize;
+        let kind = self.u32()?;
+        let body = len.checked_sub(HEAD).ok_or(Error::Corrupt)?;
+        Ok(Some((kind, Self(self.bytes(body)?))))
+    }
+}
