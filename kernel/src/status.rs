@@ -1,7 +1,8 @@
 //! The status: a table for people, one line of JSON for machines.
 //!
 //! Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
-//! `instance`, `channel`, `state`, and `counters` by name where the kernel has its channel open), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
+//! `instance`, `channel`, `state`, and `counters` by name where the kernel has its channel open; a channel that is open within this
+//! kernel has an entry for each end), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
 //! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
 //! `interrupts`, `heap_bytes`).
 
@@ -84,7 +85,7 @@ impl Report {
         Self {
             hypervisor: hyperv::Description.to_string(),
             vmbus_version: bus.as_ref().map(|bus| bus.version().to_string()),
-            devices: bus.as_ref().map(hyperv::devices::rows).unwrap_or_default(),
+            devices: hyperv::devices::rows(bus.as_ref()),
             phases: time::phases(),
             memory: memory::statistics(),
             kernel: [

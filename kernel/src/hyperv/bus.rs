@@ -85,6 +85,10 @@ pub fn connect() -> Result<Bus, BusError> {
         config.max_version = Version::new(major, minor);
     }
     let bus = Bus::connect(hypervisor, &PLATFORM, config)?;
+    #[cfg(any(test, feature = "selftest"))]
+    if let Some(host) = super::local::host() {
+        bus.attach_host(host);
+    }
     *BUS.lock() = Some(bus.clone());
     // Interrupts that came before the line above found no bus to tell.
     schedule(ProcessorIndex(cpu::current()));
@@ -130,9 +134,10 @@ fn process(processor: cpu::Processor) {
     if let Some(bus) = connected() {
         // What is left is scheduled again by the bus itself.
         let _progress = bus.process(ProcessorIndex(processor));
+    } else {
+        #[cfg(any(test, feature = "selftest"))]
+        super::local::process();
     }
-    #[cfg(any(test, feature = "selftest"))]
-    super::local::process();
     task::notify();
 }
 

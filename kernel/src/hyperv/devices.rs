@@ -1,18 +1,20 @@
-//! The devices of the bus for the status table: each offer, and what became of it.
+//! The devices of the bus for the status table: each offer, and what became of it; then the channels within this kernel.
 
 use alloc::string::ToString as _;
 use alloc::vec::Vec;
 
-use vmbus::bus::Bus;
+use vmbus::bus::{Bus, Origin};
 use vmbus::device::dynamic_memory::CLASS as DYNAMIC_MEMORY;
 
 use crate::status::Device;
 
-/// Returns a row for each offer.
+/// Returns a row for each offer, and for each end of a channel within this kernel.
 #[must_use]
-pub fn rows(bus: &Bus) -> Vec<Device> {
+pub fn rows(bus: Option<&Bus>) -> Vec<Device> {
     let mut rows: Vec<Device> = bus
-        .offers()
+        .into_iter()
+        .flat_map(Bus::offers)
+        .filter(|offer| offer.origin == Origin::Host)
         .map(|offer| Device {
             name: offer.class_name().to_string(),
             class: offer.class.to_string(),
@@ -29,5 +31,7 @@ pub fn rows(bus: &Bus) -> Vec<Device> {
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.channel).cmp(&(&b.name, b.channel)));
+    #[cfg(any(test, feature = "selftest"))]
+    rows.extend(super::local::rows());
     rows
 }

@@ -1,11 +1,16 @@
 //! A host inside this kernel: one part of it offers a channel, another opens it, on the same channel code as for the devices of
-//! the real host. Its signals come by the same deferred work.
+//! the real host. It is attached to the bus, so that whoever asks the bus finds both; without a connection it works by itself. Its
+//! signals come by the same deferred work.
+
+use alloc::string::{String, ToString as _};
 
 use spin::Once;
 use vmbus::Instant;
-use vmbus::host::Host;
+use vmbus::host::{Host, Status};
+use vmbus::kmcl::Counters;
 
 use super::{bus, port::PLATFORM};
+use crate::status::Device;
 use crate::time;
 
 static HOST: Once<Option<Host>> = Once::new();
@@ -21,7 +26,37 @@ pub fn host() -> Option<&'static Host> {
     .as_ref()
 }
 
-/// Runs the callbacks of those who were signalled. Context: deferred work.
+/// Returns the rows of the status table: each offer, and the two ends of its channel once it is open.
+pub(super) fn rows() -> impl Iterator<Item = Device> {
+    let host = HOST.get().and_then(Option::as_ref);
+    host.into_iter().flat_map(|host| host.statuses().flat_map(rows_of))
+}
+
+fn rows_of(status: Status) -> impl Iterator<Item = Device> {
+    let name = match status.name() {
+        "" => status.offer.class_name(),
+        name => name,
+    };
+    let row = |state: &str, counters: Counters| Device {
+        name: String::from(name),
+        class: status.offer.class.to_string(),
+        instance: status.offer.instance.to_string(),
+        channel: status.offer.channel.0,
+        state: String::from(state),
+        counters: Some(counters),
+    };
+    match status.client {
+        None => [Some(row("offered by this kernel", status.server)), None],
+        Some(client) => [
+            Some(row("open, offering end", status.server)),
+            Some(row("open, using end", client)),
+        ],
+    }
+    .into_iter()
+    .flatten()
+}
+
+/// Runs the callbacks of those who were signalled, where there is no bus that does. Context: deferred work.
 pub(super) fn process() {
     if let Some(Some(host)) = HOST.get() {
         host.process();

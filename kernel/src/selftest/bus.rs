@@ -34,7 +34,7 @@ fn close() -> Verdict {
 /// The bus is connected, the offers are there, dynamic memory runs.
 pub(super) fn connect() -> Verdict {
     let bus = bus::connected().ok_or("there is no connection")?;
-    for device in devices::rows(&bus) {
+    for device in devices::rows(Some(&bus)) {
         crate::println!(
             "  offer: {}  class {}  instance {}",
             device.name,

@@ -17,14 +17,17 @@ use vmbus::memory::{DmaBuffer, Mdl};
 use vmbus::protocol::Guid;
 
 use super::{Verdict, ensure};
-use crate::hyperv::local;
 use crate::hyperv::port::PLATFORM;
+use crate::hyperv::{bus, local};
 use crate::memory;
+use crate::status::{Device, Report};
 use crate::sync::IrqMutex;
 use crate::task::{self, TaskId};
 use crate::time::{self, Deadline as Until};
 
 const CLASS: Guid = Guid::literal("5e1f7e57-0000-4000-8000-00000000c1a5");
+/// What the service calls its channel.
+const NAME: &str = "test service";
 /// For what must not take long.
 const SOON: Deadline = Deadline::seconds(5);
 /// Round trips that are timed.
@@ -162,6 +165,7 @@ impl Pair {
         let server = Channel::allocate_server_with(host, Service::new())
             .map_err(text)?
             .init_set_target(CLASS, Instance::Any)
+            .init_set_friendly_name(NAME)
             .init_set_process_packet_callback(serve)
             .init_set_state_change_callbacks(states)
             .enable(SOON)
@@ -169,7 +173,12 @@ impl Pair {
         let states = vmbus::kmcl::StateChangeCallbacks::new().closed(|channel: &Channel<Client>| {
             channel.context().closed.fetch_add(1, Ordering::Relaxed);
         });
-        let client = Channel::allocate_client_with(host, Client::default())
+        // Where there is a bus, a driver need not know who offers.
+        let client = match bus::connected() {
+            Some(bus) => Channel::allocate_client_with(&bus, Client::default()),
+            None => Channel::allocate_client_with(host, Client::default()),
+        };
+        let client = client
             .map_err(text)?
             .init_set_target(CLASS, Instance::Any)
             .init_set_state_change_callbacks(states)
@@ -257,6 +266,7 @@ pub(super) fn run() -> Verdict {
 fn once(host: &Host) -> Verdict {
     let pair = Pair::open(host)?;
     echo(&pair)?;
+    status(&pair)?;
     by_routine(&pair)?;
     external_data(&pair)?;
     gpadl(&pair)?;
@@ -280,6 +290,24 @@ fn echo(pair: &Pair) -> Verdict {
     }
     let each = (time::now_ns() - start) / u64::from(ROUND_TRIPS);
     log::info!("{each} ns for a synchronous request to this kernel and back");
+    Ok(())
+}
+
+/// The status table has a row for each end, with what it has done.
+fn status(pair: &Pair) -> Verdict {
+    let report = Report::collect();
+    let ours = |device: &&Device| device.name == NAME && device.channel == pair.client.id().0;
+    let sent: Vec<u64> = report
+        .devices
+        .iter()
+        .filter(ours)
+        .filter_map(|device| Some(device.counters?.packets_sent))
+        .collect();
+    let number = u64::from(ROUND_TRIPS);
+    ensure!(
+        sent == [number, number],
+        "the status table has rows of the service with {sent:?} packets sent"
+    );
     Ok(())
 }
 

@@ -9,9 +9,9 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize
 use super::Bus;
 use super::error::Error;
 use super::gpadl::Gpadl;
+use super::gpadl::GpadlMemory;
 use super::inner::BusInner;
-use super::link::GpadlMemory;
-use super::offer::{Offer, Origin};
+use super::offer::Offer;
 use super::rings::{ChannelRing, RingPages};
 use crate::fallible::Shared;
 use crate::platform::ProcessorIndex;
@@ -290,16 +290,16 @@ impl ChannelCore {
             return Err(Error::NotOpen(self.id()));
         }
         let version = bus.version();
-        if self.offer.origin == Origin::Host && version < Version::V4_1 {
+        if version < Version::V4_1 {
             return Err(Error::NotSupported { version });
         }
         let request = ModifyChannel::new(self.id(), vp).encode();
-        let is_answered = self.offer.origin == Origin::Local || version >= Version::V5_3;
+        let is_answered = version >= Version::V5_3;
         if is_answered {
             let key = super::replies::Key::Modify(self.id());
             bus.request(&self.offer, self.place, key, &request, deadline)?;
         } else {
-            bus.post(self.offer.origin, &request, deadline.resolve(bus.now()), None)?;
+            bus.post(&request, deadline.resolve(bus.now()), None)?;
         }
         let before = self.target.swap(target.0, Ordering::Relaxed);
         // Whatever came to the earlier processor until now is looked at there, and here.
@@ -457,7 +457,7 @@ impl ChannelCore {
         let mut result = idle.map_err(Error::from);
         if farewell == Farewell::Close && !self.is_rescinded.load(Ordering::Acquire) {
             let close = CloseChannel::new(self.id()).encode();
-            result = result.and(bus.post(self.offer.origin, &close, until, None));
+            result = result.and(bus.post(&close, until, None));
         }
         let rings = self.rings.lock(bus.platform).take();
         if let Some((id, memory)) = rings {

@@ -5,7 +5,6 @@ use core::sync::atomic::Ordering;
 use super::config::Config;
 use super::error::{ConnectError, Error};
 use super::inner::{BusInner, Phase};
-use super::offer::Origin;
 use super::processor::SINT;
 use super::replies::{Answer, Key};
 use super::{Bus, Deadline};
@@ -242,11 +241,10 @@ impl BusInner {
     fn request_offers(&self) -> Result<(), HypercallError> {
         self.accepts_offers.store(true, Ordering::Release);
         let request = RequestOffers {}.encode();
-        self.post(Origin::Host, &request, None, None)
-            .map_err(|error| match error {
-                Error::Hypercall(error) => error,
-                _ => HypercallError::Disabled,
-            })?;
+        self.post(&request, None, None).map_err(|error| match error {
+            Error::Hypercall(error) => error,
+            _ => HypercallError::Disabled,
+        })?;
         if self
             .wait_for_offers(Deadline::After(self.config.offers_timeout))
             .is_err()

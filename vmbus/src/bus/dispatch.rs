@@ -6,10 +6,10 @@
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
+use super::gpadl::GpadlMemory;
 use super::gpadls::TornDown;
-use super::inner::{BusInner, Phase};
-use super::link::GpadlMemory;
-use super::offer::{Offer, Origin};
+use super::inner::BusInner;
+use super::offer::Offer;
 use super::processor::SINT;
 use super::replies::{Answer, Key};
 use super::table::{Admission, Withdrawal};
@@ -95,23 +95,11 @@ impl BusInner {
 
     fn accept(&self, message: &hyperv::Message) -> Note {
         if message.message_type() == hyperv::MessageType::CHANNEL {
-            self.dispatch(Origin::Host, message.payload())
+            self.dispatch(message.payload())
         } else {
             self.counters.unknown_messages.add_one();
             Note::OtherPort(message.message_type().0)
         }
-    }
-
-    /// Gives a message of the server in this kernel the effect of a host's.
-    #[cfg(feature = "host")]
-    pub(super) fn accept_locally(&self, message: &[u8]) {
-        let note = {
-            let _order = self.messages.lock(self.platform);
-            self.dispatch(Origin::Local, message)
-        };
-        self.settle(note);
-        self.flush_releases();
-        self.tell_offer_events();
     }
 
     /// Gives a message the effect that it has from the host's slot.
@@ -119,37 +107,35 @@ impl BusInner {
     pub(super) fn accept_for_test(&self, message: &[u8]) {
         let note = {
             let _order = self.messages.lock(self.platform);
-            self.dispatch(Origin::Host, message)
+            self.dispatch(message)
         };
         self.settle(note);
     }
 
-    fn dispatch(&self, origin: Origin, bytes: &[u8]) -> Note {
+    fn dispatch(&self, bytes: &[u8]) -> Note {
         self.counters.messages.add_one();
         let note = MessageType::of(bytes).and_then(|message_type| match message_type {
-            MessageType::OFFER_CHANNEL => Ok(self.on_offer(Offer::new(origin, &OfferChannel::decode(bytes)?))),
-            MessageType::RESCIND_CHANNEL_OFFER => {
-                Ok(self.on_rescind(origin, RescindChannelOffer::decode(bytes)?.channel()))
-            }
+            MessageType::OFFER_CHANNEL => Ok(self.on_offer(Offer::new(&OfferChannel::decode(bytes)?))),
+            MessageType::RESCIND_CHANNEL_OFFER => Ok(self.on_rescind(RescindChannelOffer::decode(bytes)?.channel())),
             MessageType::ALL_OFFERS_DELIVERED => {
                 AllOffersDelivered::decode(bytes)?;
-                let is_due = origin == Origin::Host && self.accepts_offers.load(Ordering::Acquire);
+                let is_due = self.accepts_offers.load(Ordering::Acquire);
                 let is_first = is_due && !self.has_all_offers.swap(true, Ordering::AcqRel);
                 Ok(self.note_reply(message_type, is_first))
             }
             MessageType::OPEN_CHANNEL_RESULT => {
                 let result = OpenChannelResult::decode(bytes)?;
                 let key = Key::Open(result.channel(), result.open_id());
-                Ok(self.on_status(origin, message_type, result.channel(), key, result.status()))
+                Ok(self.on_status(message_type, key, result.status()))
             }
             MessageType::GPADL_CREATED => {
                 let created = GpadlCreated::decode(bytes)?;
                 let key = Key::GpadlCreated(created.channel(), created.gpadl());
-                Ok(self.on_status(origin, message_type, created.channel(), key, created.status()))
+                Ok(self.on_status(message_type, key, created.status()))
             }
             MessageType::GPADL_TORNDOWN => {
                 let id = GpadlTorndown::decode(bytes)?.gpadl();
-                Ok(match self.gpadls.torn_down(origin, id) {
+                Ok(match self.gpadls.torn_down(id) {
                     TornDown::Stray => self.note_reply(message_type, false),
                     TornDown::Waited => {
                         // Whether somebody still waits or not: the table knows it.
@@ -162,16 +148,16 @@ impl BusInner {
             MessageType::MODIFY_CHANNEL_RESPONSE => {
                 let modified = ModifyChannelResponse::decode(bytes)?;
                 let key = Key::Modify(modified.channel());
-                Ok(self.on_status(origin, message_type, modified.channel(), key, modified.status()))
+                Ok(self.on_status(message_type, key, modified.status()))
             }
             MessageType::VERSION_RESPONSE => {
                 let answer = Answer::Version(VersionResponse::decode(bytes)?);
-                let is_awaited = origin == Origin::Host && self.replies.answer(Key::Contact, answer);
+                let is_awaited = self.replies.answer(Key::Contact, answer);
                 Ok(self.note_reply(message_type, is_awaited))
             }
             MessageType::UNLOAD_RESPONSE => {
                 UnloadResponse::decode(bytes)?;
-                let is_awaited = origin == Origin::Host && self.replies.answer(Key::Unload, Answer::Status(0));
+                let is_awaited = self.replies.answer(Key::Unload, Answer::Status(0));
                 Ok(self.note_reply(message_type, is_awaited))
             }
             other => {
@@ -197,19 +183,13 @@ impl BusInner {
         Note::Stray(message_type)
     }
 
-    fn on_status(&self, origin: Origin, message_type: MessageType, channel: ChannelId, key: Key, status: u32) -> Note {
-        // Neither end answers for the other's channels.
-        let is_theirs = super::table::Table::origin_of(channel) == origin;
-        let is_awaited = is_theirs && self.replies.answer(key, Answer::Status(status));
+    fn on_status(&self, message_type: MessageType, key: Key, status: u32) -> Note {
+        let is_awaited = self.replies.answer(key, Answer::Status(status));
         self.note_reply(message_type, is_awaited)
     }
 
     fn on_offer(&self, offer: Offer) -> Note {
-        let is_early = match offer.origin {
-            Origin::Host => !self.accepts_offers.load(Ordering::Acquire),
-            Origin::Local => self.phase() != Phase::Connected,
-        };
-        if is_early {
+        if !self.accepts_offers.load(Ordering::Acquire) {
             // An earlier owner's, or nobody's.
             self.counters.refused_offers.add_one();
             return Note::Stray(MessageType::OFFER_CHANNEL);
@@ -247,11 +227,7 @@ impl BusInner {
         }
     }
 
-    fn on_rescind(&self, origin: Origin, channel: ChannelId) -> Note {
-        if super::table::Table::origin_of(channel) != origin {
-            self.counters.stray_rescinds.add_one();
-            return Note::Stray(MessageType::RESCIND_CHANNEL_OFFER);
-        }
+    fn on_rescind(&self, channel: ChannelId) -> Note {
         match self.table.withdraw(channel) {
             Withdrawal::Unknown => {
                 self.counters.stray_rescinds.add_one();

@@ -149,9 +149,6 @@ pub enum Error {
     /// The hypervisor did not take a message or a signal.
     #[error(transparent)]
     Hypercall(#[from] HypercallError),
-    /// The server in this kernel did not take a message.
-    #[error("the server in this kernel did not take the message")]
-    LocalRefused,
     /// The heap has no memory.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),

@@ -5,10 +5,11 @@ use alloc::boxed::Box;
 use super::Bus;
 use super::error::Error;
 use super::inner::BusInner;
-use super::link::GpadlMemory;
-use super::offer::{Offer, Origin};
+use super::offer::Offer;
 use super::replies::Key;
 use crate::fallible::try_box;
+use crate::memory::Pfn;
+use crate::platform::NotMapped;
 use crate::protocol::gpadl::{GpadlBody, GpadlHeader, GpadlRange, GpadlTeardown};
 use crate::protocol::{ChannelMessage, GpadlId};
 use crate::{Deadline, Instant};
@@ -29,6 +30,26 @@ impl From<Error> for NotCreated {
     }
 }
 
+/// Memory that a GPADL shares with the host.
+///
+/// The value keeps the memory: it is dropped, or given back, only when the host has given the memory up.
+pub trait GpadlMemory: Send + Sync + 'static {
+    /// Returns where the memory begins in its first page, in bytes.
+    fn offset_bytes(&self) -> usize {
+        0
+    }
+
+    /// Returns how many bytes there are.
+    fn len_bytes(&self) -> usize;
+
+    /// Returns the guest-physical page of page `index` of the memory.
+    ///
+    /// # Errors
+    ///
+    /// [`NotMapped`] if there is no such page.
+    fn pfn(&self, index: usize) -> Result<Pfn, NotMapped>;
+}
+
 impl BusInner {
     /// Describes `memory` to the other end of a channel and waits for its agreement.
     pub(super) fn create_gpadl(
@@ -41,7 +62,7 @@ impl BusInner {
         let range = GpadlRange::new(memory.offset_bytes(), memory.len_bytes()).map_err(Error::from)?;
         let shared_bytes = u64::from(u32::try_from(range.page_count()).unwrap_or(u32::MAX)) * 4096;
         let limit = self.config.gpadl_byte_limit(self.version());
-        let id = self.gpadls.reserve(offer.origin, offer.channel, shared_bytes, limit)?;
+        let id = self.gpadls.reserve(offer.channel, shared_bytes, limit)?;
         let mut is_known = false;
         self.describe(offer, place, id, range, memory, until, &mut is_known)
             .map_err(|error| {
@@ -80,14 +101,11 @@ impl BusInner {
         }
         let page = |index: usize| Ok::<u64, Error>(memory.pfn(index)?.get());
         let header = GpadlHeader::describe(offer.channel, id, range, page)?;
-        if offer.origin == Origin::Local {
-            self.lend_locally(offer.channel, id, memory)?;
-        }
-        self.post(offer.origin, &header, until, Some(&ticket))?;
+        self.post(&header, until, Some(&ticket))?;
         *is_known = true;
         for number in 1..range.message_count() {
             let body = GpadlBody::describe(number, id, range, page)?;
-            self.post(offer.origin, &body, until, Some(&ticket))?;
+            self.post(&body, until, Some(&ticket))?;
         }
         self.wait_for(&ticket, until)
     }
@@ -115,10 +133,10 @@ impl BusInner {
         };
         let result = match self.replies.expect(Key::GpadlTorndown(id), Some(offer.channel)) {
             Ok(ticket) => self
-                .post(offer.origin, &request, until, Some(&ticket))
+                .post(&request, until, Some(&ticket))
                 .and_then(|()| self.wait_for(&ticket, until)),
             // Without a place to wait: the answer unparks the memory.
-            Err(error) => self.try_post(offer.origin, request.as_slice()).and(Err(error)),
+            Err(error) => self.try_post(request.as_slice()).and(Err(error)),
         };
         if self.gpadls.take_confirmed(id) {
             return Ok(());

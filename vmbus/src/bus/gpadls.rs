@@ -11,8 +11,7 @@ use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
-use super::link::GpadlMemory;
-use super::offer::Origin;
+use super::gpadl::GpadlMemory;
 use crate::fallible::{OutOfMemory, try_vec_of};
 use crate::protocol::{ChannelId, GpadlId};
 use crate::sync::{Lock, LockGuard};
@@ -21,7 +20,6 @@ use crate::{Instant, Platform};
 struct Held {
     id: GpadlId,
     channel: ChannelId,
-    origin: Origin,
     len_bytes: u64,
     is_tearing_down: bool,
     /// The host has given it up; its owner has not asked yet.
@@ -72,20 +70,12 @@ impl Gpadls {
     }
 
     /// Takes a number for `len_bytes` bytes that will be shared on `channel`.
-    pub(super) fn reserve(
-        &self,
-        origin: Origin,
-        channel: ChannelId,
-        len_bytes: u64,
-        limit: u64,
-    ) -> Result<GpadlId, Error> {
+    pub(super) fn reserve(&self, channel: ChannelId, len_bytes: u64, limit: u64) -> Result<GpadlId, Error> {
         let mut state = self.lock();
         let shared = state.shared_bytes;
-        // Memory shared within this kernel costs the host nothing.
-        let counted = if origin == Origin::Host { len_bytes } else { 0 };
-        let total = shared.checked_add(counted).filter(|total| *total <= limit);
+        let total = shared.checked_add(len_bytes).filter(|total| *total <= limit);
         let total = total.ok_or(Error::GpadlLimit {
-            wanted: counted,
+            wanted: len_bytes,
             shared,
             limit,
         })?;
@@ -105,8 +95,7 @@ impl Gpadls {
             *free = Some(Held {
                 id: GpadlId(id),
                 channel,
-                origin,
-                len_bytes: counted,
+                len_bytes,
                 is_tearing_down: false,
                 is_confirmed: false,
                 parked: None,
@@ -184,9 +173,9 @@ impl Gpadls {
     }
 
     /// Takes the host's word that it has given up a GPADL.
-    pub(super) fn torn_down(&self, origin: Origin, id: GpadlId) -> TornDown {
+    pub(super) fn torn_down(&self, id: GpadlId) -> TornDown {
         let mut state = self.lock();
-        let is_it = |held: &Held| held.id == id && held.origin == origin && held.is_tearing_down && !held.is_confirmed;
+        let is_it = |held: &Held| held.id == id && held.is_tearing_down && !held.is_confirmed;
         let Some(held) = state.held.iter_mut().flatten().find(|held| is_it(held)) else {
             return TornDown::Stray;
         };
@@ -231,7 +220,7 @@ impl Gpadls {
     pub(super) fn next_live(&self) -> Option<(ChannelId, GpadlId)> {
         let state = self.lock();
         let mut live = state.held.iter().flatten();
-        live.find(|held| held.origin == Origin::Host && !held.is_tearing_down)
+        live.find(|held| !held.is_tearing_down)
             .map(|held| (held.channel, held.id))
     }
 
@@ -239,7 +228,7 @@ impl Gpadls {
     pub(super) fn is_tearing_down(&self) -> bool {
         let state = self.lock();
         let mut held = state.held.iter().flatten();
-        held.any(|held| held.origin == Origin::Host && held.is_tearing_down && !held.is_confirmed)
+        held.any(|held| held.is_tearing_down && !held.is_confirmed)
     }
 
     /// Returns how many bytes are shared with the host.

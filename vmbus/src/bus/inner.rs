@@ -5,7 +5,6 @@
 //! The gate of posting nests with none. No lock is held while anybody else's code runs: callbacks, the platform's wait,
 //! a server in this kernel, the logger.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -15,8 +14,7 @@ use super::config::Config;
 use super::counters::{Counting, Throttle};
 use super::error::{ConnectError, Error};
 use super::gpadls::Gpadls;
-use super::link::{GpadlMemory, LocalPort};
-use super::offer::{Offer, Origin};
+use super::offer::Offer;
 use super::processor::Processor;
 use super::replies::{Key, Replies, Ticket};
 use super::table::Table;
@@ -27,7 +25,7 @@ use crate::platform::{ProcessorIndex, TimedOut, Wait};
 use crate::protocol::channel::RelIdReleased;
 use crate::protocol::contact::FeatureFlags;
 use crate::protocol::message::CHANNEL_MESSAGE;
-use crate::protocol::{ChannelId, ChannelMessage, ConnectionId, GpadlId, MessageBytes, Version, VpIndex};
+use crate::protocol::{ChannelId, ChannelMessage, ConnectionId, MessageBytes, Version, VpIndex};
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
 
@@ -99,7 +97,9 @@ pub(super) struct BusInner {
     pub(super) complaints: Throttle,
     pub(super) arrivals: Throttle,
     pub(super) told_generation: AtomicU64,
-    pub(super) local: spin::Once<Box<dyn LocalPort>>,
+    /// A host inside this kernel whose offers are the bus's as well.
+    #[cfg(feature = "host")]
+    pub(super) host: spin::Once<crate::host::Host>,
 }
 
 impl BusInner {
@@ -140,7 +140,8 @@ impl BusInner {
             complaints: Throttle::default(),
             arrivals: Throttle::default(),
             told_generation: AtomicU64::new(0),
-            local: spin::Once::new(),
+            #[cfg(feature = "host")]
+            host: spin::Once::new(),
         })
     }
 
@@ -253,29 +254,19 @@ impl BusInner {
         if self.table.is_rescinded(place) {
             return Err(Error::Rescinded(offer.channel));
         }
-        self.post(offer.origin, message, until, Some(&ticket))?;
+        self.post(message, until, Some(&ticket))?;
         self.wait_for(&ticket, until)
     }
 
     // ----- posting
 
     /// Posts a message: one attempt.
-    pub(super) fn try_post(&self, origin: Origin, message: &[u8]) -> Result<(), Error> {
-        match origin {
-            Origin::Host => {
-                let _gate = self.gate.lock(self.platform);
-                if !matches!(self.phase(), Phase::Connected) {
-                    return Err(Error::Disconnected);
-                }
-                self.post_once(message)
-            }
-            Origin::Local => {
-                if !matches!(self.phase(), Phase::Connected) {
-                    return Err(Error::Disconnected);
-                }
-                self.post_locally(message)
-            }
+    pub(super) fn try_post(&self, message: &[u8]) -> Result<(), Error> {
+        let _gate = self.gate.lock(self.platform);
+        if !matches!(self.phase(), Phase::Connected) {
+            return Err(Error::Disconnected);
         }
+        self.post_once(message)
     }
 
     fn post_once(&self, message: &[u8]) -> Result<(), Error> {
@@ -310,12 +301,11 @@ impl BusInner {
     /// configured time, or when `ticket`, the answer that it is for, has come or become hopeless.
     pub(super) fn post(
         &self,
-        origin: Origin,
         message: &MessageBytes,
         until: Option<Instant>,
         ticket: Option<&Ticket<'_>>,
     ) -> Result<(), Error> {
-        self.retry(until, ticket, || self.try_post(origin, message.as_slice()))
+        self.retry(until, ticket, || self.try_post(message.as_slice()))
     }
 
     /// Tries something again as [`BusInner::post`] does.
@@ -360,7 +350,7 @@ impl BusInner {
                 break;
             };
             let message = RelIdReleased::new(channel).encode();
-            match self.try_post(Table::origin_of(channel), message.as_slice()) {
+            match self.try_post(message.as_slice()) {
                 Err(Error::Hypercall(error)) if error.is_transient() || error == HypercallError::InvalidConnection => {
                     self.counters.busy_posts.add_one();
                     self.table.release_later(place);
@@ -383,18 +373,13 @@ impl BusInner {
     /// Signals the other end of a channel.
     pub(super) fn signal(&self, offer: &Offer) -> Result<(), Error> {
         self.counters.signals_sent.add_one();
-        match offer.origin {
-            Origin::Host => {
-                if !matches!(self.phase(), Phase::Connected) {
-                    return Err(Error::Disconnected);
-                }
-                if !offer.is_dedicated_interrupt && self.version() < Version::V5_0 {
-                    self.set_interrupt_bit(offer.channel);
-                }
-                Ok(self.hypervisor.signal_event(offer.connection, 0)?)
-            }
-            Origin::Local => self.signal_locally(offer.channel),
+        if !matches!(self.phase(), Phase::Connected) {
+            return Err(Error::Disconnected);
         }
+        if !offer.is_dedicated_interrupt && self.version() < Version::V5_0 {
+            self.set_interrupt_bit(offer.channel);
+        }
+        Ok(self.hypervisor.signal_event(offer.connection, 0)?)
     }
 
     /// Sets a channel's bit in the half of the interrupt page that the host reads.
@@ -452,24 +437,6 @@ impl BusInner {
     pub(super) fn mark_again(&self, index: ProcessorIndex, processor: &Processor) {
         processor.is_marked.store(true, Ordering::SeqCst);
         self.platform.schedule_deferred(index);
-    }
-
-    // ----- the server in this kernel
-
-    fn post_locally(&self, message: &[u8]) -> Result<(), Error> {
-        let port = self.local.get().ok_or(Error::LocalRefused)?;
-        port.post(message)?;
-        self.counters.posts.add_one();
-        Ok(())
-    }
-
-    fn signal_locally(&self, channel: ChannelId) -> Result<(), Error> {
-        self.local.get().ok_or(Error::LocalRefused)?.signal(channel);
-        Ok(())
-    }
-
-    pub(super) fn lend_locally(&self, channel: ChannelId, id: GpadlId, memory: &dyn GpadlMemory) -> Result<(), Error> {
-        self.local.get().ok_or(Error::LocalRefused)?.lend(channel, id, memory)
     }
 }
 

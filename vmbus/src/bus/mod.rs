@@ -6,7 +6,7 @@
 //! - [`Channel`], [`ChannelCore`], [`ChannelSink`]: an open channel with its two rings, raw; [`crate::kmcl`](crate) makes
 //!   packets and requests of it.
 //! - [`Gpadl`]: further memory shared on a channel.
-//! - [`LocalPort`]: the way to a server in this kernel, instead of the host.
+//! - `Bus::attach_host` (feature `host`): offers of this kernel itself, beside the host's.
 //!
 //! # Contexts
 //!
@@ -46,7 +46,6 @@ mod error;
 mod gpadl;
 mod gpadls;
 mod inner;
-mod link;
 mod offer;
 mod open;
 mod owner;
@@ -59,8 +58,6 @@ mod table;
 mod tests;
 mod unload;
 
-#[cfg(feature = "host")]
-use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
@@ -68,8 +65,7 @@ pub use channel::{ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incom
 pub use config::{Config, OfferEvents};
 pub use counters::Counters;
 pub use error::{ConnectError, Error};
-pub use gpadl::Gpadl;
-pub use link::{GpadlMemory, LocalPort};
+pub use gpadl::{Gpadl, GpadlMemory};
 pub use offer::{LOCAL_CHANNEL_IDS, Offer, Origin};
 pub use open::OpenParameters;
 pub use owner::Channel;
@@ -155,18 +151,24 @@ impl Bus {
 
     // ----- offers
 
-    /// Returns the offers that stand at this moment.
+    /// Returns the offers that stand at this moment: the host's, then those of this kernel.
     #[must_use]
     pub fn offers(&self) -> Offers {
         Offers {
             bus: self.clone(),
             next: 0,
+            #[cfg(feature = "host")]
+            next_local: 0,
         }
     }
 
     /// Returns the offer of `channel`, if it stands.
     #[must_use]
     pub fn offer(&self, channel: ChannelId) -> Option<Offer> {
+        #[cfg(feature = "host")]
+        if channel.0 >= LOCAL_CHANNEL_IDS {
+            return self.0.host.get()?.offers().find(|offer| offer.channel == channel);
+        }
         self.0.table.shown(channel)
     }
 
@@ -181,15 +183,30 @@ impl Bus {
     /// Returns the oldest offer that came after those that `cursor` has seen and still stands, and moves the cursor
     /// behind it. Each observer has a cursor of its own and sees each offer once.
     pub fn next_offer(&self, cursor: &mut OfferCursor) -> Option<Offer> {
-        let offer = self.0.table.shown_after(cursor.sequence)?;
-        cursor.sequence = offer.sequence;
-        Some(offer)
+        if let Some(offer) = self.0.table.shown_after(cursor.sequence) {
+            cursor.sequence = offer.sequence;
+            return Some(offer);
+        }
+        #[cfg(feature = "host")]
+        if let Some(host) = self.0.host.get() {
+            // In their order.
+            let offer = host.offers().find(|offer| offer.sequence > cursor.local)?;
+            cursor.local = offer.sequence;
+            return Some(offer);
+        }
+        None
     }
 
     /// Returns a number that changes whenever an offer comes or goes.
     #[must_use]
     pub fn offer_generation(&self) -> u64 {
-        self.0.table.generation()
+        let generation = self.0.table.generation();
+        #[cfg(feature = "host")]
+        let generation = self.0.host.get().map_or(generation, |host| {
+            // It was attached once, which is a change as well.
+            generation.wrapping_add(host.generation()).wrapping_add(1)
+        });
+        generation
     }
 
     /// Returns true if all offers that there were at the time of the connection have come.
@@ -210,7 +227,7 @@ impl Bus {
 
     // ----- channels
 
-    /// Opens a channel: allocates its rings, shares them, and asks the other end. Context: task.
+    /// Opens a channel of the host: allocates its rings, shares them, and asks the other end. Context: task.
     ///
     /// Signals that come before the other end has answered are kept; the callbacks begin when it has agreed, possibly
     /// before this function returns.
@@ -312,7 +329,13 @@ impl Bus {
     /// Bounded: each channel's callback a few times, and so many messages; the rest is scheduled again.
     #[expect(clippy::must_use_candidate, reason = "called for its effects")]
     pub fn process(&self, processor: ProcessorIndex) -> Progress {
-        self.0.process(processor)
+        let progress = self.0.process(processor);
+        #[cfg(feature = "host")]
+        if let Some(host) = self.0.host.get() {
+            // What is left is scheduled again.
+            host.process();
+        }
+        progress
     }
 
     /// Looks at messages, as every wait does, and calls nobody.
@@ -352,37 +375,40 @@ impl Bus {
         self.0.emergency_unload()
     }
 
-    // ----- the server in this kernel
+    // ----- this kernel's own offers
 
-    /// Attaches the server in this kernel. Once for each bus; returns false if there is one already.
+    /// Attaches a host inside this kernel: from now on its offers are the bus's as well. [`Bus::offers`] lists them,
+    /// [`Config::offer_events`] is told of them, a driver that asks this bus finds them
+    /// ([`kmcl::Channel::allocate_client`](crate::kmcl::Channel::allocate_client)), and [`Bus::process`] runs their callbacks.
+    /// They do not end with the connection. Once for each bus; returns false if there is another one already.
     ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfMemory`].
+    /// ```
+    /// # use vmbus::bus::Bus;
+    /// # fn example(bus: &Bus, platform: &'static dyn vmbus::Platform) -> Result<(), Box<dyn core::error::Error>> {
+    /// let hypervisor = bus.hypervisor();
+    /// let host = vmbus::host::Host::new(platform, || hypervisor.now())?;
+    /// assert!(bus.attach_host(&host));
+    /// // Whoever looks at the bus finds what is offered here.
+    /// let service = vmbus::kmcl::Channel::allocate_server(&host)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "host")]
-    pub fn attach_local(&self, port: impl LocalPort + 'static) -> Result<bool, Error> {
-        let mut port = Some(try_box(port)?);
-        // An error would mean that the closure ran twice; the answer below is right even then.
-        let _ = self.0.local.try_call_once(|| match port.take() {
-            Some(port) => Ok::<Box<dyn LocalPort>, ()>(port),
-            None => Err(()),
-        });
-        Ok(port.is_none())
+    #[expect(clippy::must_use_candidate, reason = "most callers attach one")]
+    pub fn attach_host(&self, host: &crate::host::Host) -> bool {
+        let attached = self.0.host.call_once(|| host.clone());
+        let is_it = Shared::is_same(&attached.inner, &host.inner);
+        if is_it && let Some(events) = self.0.config.offer_events {
+            host.tell(events);
+            events.offers_changed();
+        }
+        is_it
     }
 
-    /// Takes a message of the server in this kernel, with the effects of a host's: its offers have ids from
-    /// [`LOCAL_CHANNEL_IDS`] on, as many as [`Config::offers`]. Context: task or deferred work, also from within
-    /// [`LocalPort::post`].
+    /// Returns the host inside this kernel, if one is attached.
     #[cfg(feature = "host")]
-    pub fn deliver_local_message(&self, message: &[u8]) {
-        self.0.accept_locally(message);
-    }
-
-    /// Takes a signal of the server in this kernel: the channel's callback is called soon, on its target processor.
-    /// Context: task or deferred work.
-    #[cfg(feature = "host")]
-    pub fn deliver_local_signal(&self, channel: ChannelId) {
-        self.0.signalled_locally(channel);
+    pub(crate) fn attached_host(&self) -> Option<&crate::host::Host> {
+        self.0.host.get()
     }
 }
 
@@ -397,15 +423,25 @@ impl fmt::Debug for Bus {
 pub struct Offers {
     bus: Bus,
     next: usize,
+    #[cfg(feature = "host")]
+    next_local: usize,
 }
 
 impl Iterator for Offers {
     type Item = Offer;
 
     fn next(&mut self) -> Option<Offer> {
-        let (place, offer) = self.bus.0.table.shown_from(self.next)?;
-        self.next = place.saturating_add(1);
-        Some(offer)
+        if let Some((place, offer)) = self.bus.0.table.shown_from(self.next) {
+            self.next = place.saturating_add(1);
+            return Some(offer);
+        }
+        #[cfg(feature = "host")]
+        if let Some(host) = self.bus.0.host.get() {
+            let offer = host.offer_at(self.next_local)?;
+            self.next_local = self.next_local.saturating_add(1);
+            return Some(offer);
+        }
+        None
     }
 }
 
@@ -413,4 +449,6 @@ impl Iterator for Offers {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OfferCursor {
     sequence: u64,
+    #[cfg(feature = "host")]
+    local: u64,
 }

@@ -10,7 +10,8 @@ use crate::protocol::{ChannelId, ConnectionId, Guid, class};
 pub enum Origin {
     /// The host.
     Host,
-    /// Another part of this kernel.
+    /// Another part of this kernel, by the host that is attached to the bus (`Bus::attach_host`, feature `host`). Such a
+    /// channel is opened by [`crate::kmcl`].
     Local,
 }
 
@@ -45,14 +46,14 @@ pub struct Offer {
     pub user_defined: [u8; USER_DEFINED_LEN],
     /// True if the other end wants no bit in the interrupt page with a signal.
     pub is_dedicated_interrupt: bool,
-    /// Counts up from offer to offer, so that a channel id that is offered anew can be told from the earlier one.
+    /// Counts up from offer to offer of its origin, so that a channel id that is offered anew can be told from the earlier one.
     pub sequence: u64,
 }
 
 impl Offer {
-    pub(super) const fn new(origin: Origin, message: &OfferChannel) -> Self {
+    pub(super) const fn new(message: &OfferChannel) -> Self {
         Self {
-            origin,
+            origin: Origin::Host,
             class: message.class(),
             instance: message.instance(),
             channel: message.channel(),
@@ -65,6 +66,27 @@ impl Offer {
             user_defined: *message.user_defined(),
             is_dedicated_interrupt: message.is_dedicated_interrupt(),
             sequence: 0,
+        }
+    }
+
+    /// An offer of this kernel.
+    #[cfg(feature = "host")]
+    pub(crate) fn local(channel: ChannelId, class: Guid, instance: Guid) -> Self {
+        Self {
+            origin: Origin::Local,
+            class,
+            instance,
+            channel,
+            subchannel_index: 0,
+            connection: ConnectionId::default(),
+            monitor: None,
+            mmio_megabytes: 0,
+            mmio_megabytes_optional: 0,
+            flags: OfferFlags::empty(),
+            user_defined: [0; USER_DEFINED_LEN],
+            is_dedicated_interrupt: false,
+            // Numbers of channels are given out once, in order.
+            sequence: channel.0.into(),
         }
     }
 

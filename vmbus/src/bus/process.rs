@@ -120,19 +120,6 @@ impl BusInner {
         }
     }
 
-    /// Notes the signal of a server in this kernel.
-    #[cfg(feature = "host")]
-    pub(super) fn signalled_locally(&self, channel: ChannelId) {
-        if let Some(core) = self.table.enter_channel(channel) {
-            self.counters.signals_received.add_one();
-            core.note_signal();
-            core.schedule();
-            core.leave();
-        } else {
-            self.counters.stray_signals.add_one();
-        }
-    }
-
     /// Frees memory that has rested long enough.
     fn free_due(&self) {
         while let Some(memory) = self.gpadls.take_due(self.now()) {

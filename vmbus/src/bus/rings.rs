@@ -1,10 +1,8 @@
 //! The memory of a channel's two rings: [`RingPages`].
 #![expect(unsafe_code, reason = "makes rings of pages that both ends reach")]
 
-use core::any::Any;
-
 use super::error::Error;
-use super::link::GpadlMemory;
+use super::gpadl::GpadlMemory;
 use crate::Platform;
 use crate::fallible::Shared;
 use crate::memory::{PAGE_SIZE, Pfn, SharedPages};
@@ -105,10 +103,6 @@ impl GpadlMemory for RingPages {
     fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
         self.pages.pfn(index)
     }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
 }
 
 impl GpadlMemory for SharedPages {
@@ -119,10 +113,6 @@ impl GpadlMemory for SharedPages {
     fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
         Self::pfn(self, index)
     }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
 }
 
 impl GpadlMemory for Shared<SharedPages> {
@@ -132,9 +122,5 @@ impl GpadlMemory for Shared<SharedPages> {
 
     fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
         (**self).pfn(index)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 }

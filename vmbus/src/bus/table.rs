@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use super::channel::ChannelCore;
 use super::error::Error;
-use super::offer::{LOCAL_CHANNEL_IDS, Offer, Origin};
+use super::offer::Offer;
 use crate::Platform;
 use crate::fallible::{OutOfMemory, Shared, try_vec_of};
 use crate::protocol::ChannelId;
@@ -61,9 +61,7 @@ pub(super) struct Table {
     platform: &'static dyn Platform,
     entries: Lock<Vec<Option<Entry>>>,
     /// For each channel id of the host one more than the place of the entry that has it; 0: none.
-    host_ids: Vec<AtomicU16>,
-    /// The same for channels of this kernel, from [`LOCAL_CHANNEL_IDS`] on.
-    local_ids: Vec<AtomicU16>,
+    ids: Vec<AtomicU16>,
     /// The open channel of each entry.
     open: Vec<Lock<Option<Shared<ChannelCore>>>>,
     sequence: AtomicU64,
@@ -77,8 +75,7 @@ impl Table {
         Ok(Self {
             platform,
             entries: Lock::new(try_vec_of(offers, |_| None)?),
-            host_ids: try_vec_of(usize::from(channel_ids), |_| AtomicU16::new(0))?,
-            local_ids: try_vec_of(offers, |_| AtomicU16::new(0))?,
+            ids: try_vec_of(usize::from(channel_ids), |_| AtomicU16::new(0))?,
             open: try_vec_of(offers, |_| Lock::new(None))?,
             sequence: AtomicU64::new(0),
             generation: AtomicU64::new(0),
@@ -100,35 +97,21 @@ impl Table {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    fn place_word(&self, origin: Origin, channel: ChannelId) -> Option<&AtomicU16> {
-        match origin {
-            // Channel 0 is no channel.
-            Origin::Host if channel.0 == 0 => None,
-            Origin::Host => self.host_ids.get(usize::try_from(channel.0).ok()?),
-            Origin::Local => {
-                let index = channel.0.checked_sub(LOCAL_CHANNEL_IDS)?;
-                self.local_ids.get(usize::try_from(index).ok()?)
-            }
-        }
-    }
-
-    pub(super) const fn origin_of(channel: ChannelId) -> Origin {
-        if channel.0 >= LOCAL_CHANNEL_IDS {
-            Origin::Local
-        } else {
-            Origin::Host
-        }
+    fn place_word(&self, channel: ChannelId) -> Option<&AtomicU16> {
+        // Channel 0 is no channel.
+        let index = usize::try_from(channel.0).ok().filter(|index| *index != 0)?;
+        self.ids.get(index)
     }
 
     /// Returns the place of the entry that has this id.
     fn place(&self, channel: ChannelId) -> Option<usize> {
-        let word = self.place_word(Self::origin_of(channel), channel)?;
+        let word = self.place_word(channel)?;
         // Acquire: pairs with the release in `name`.
         usize::from(word.load(Ordering::Acquire)).checked_sub(1)
     }
 
     fn name(&self, offer: &Offer, place: Option<usize>) {
-        if let Some(word) = self.place_word(offer.origin, offer.channel) {
+        if let Some(word) = self.place_word(offer.channel) {
             let value = place
                 .and_then(|place| u16::try_from(place.checked_add(1)?).ok())
                 .unwrap_or(0);
@@ -142,7 +125,7 @@ impl Table {
 
     /// Takes an offer in.
     pub(super) fn admit(&self, mut offer: Offer) -> (Admission, Offer) {
-        if self.place_word(offer.origin, offer.channel).is_none() {
+        if self.place_word(offer.channel).is_none() {
             return (Admission::BadId, offer);
         }
         let mut entries = self.lock();
@@ -358,15 +341,11 @@ impl Table {
         oldest.map(|(place, _)| place)
     }
 
-    /// Returns one more than the largest channel id of the host in the table.
+    /// Returns one more than the largest channel id in the table.
     pub(super) fn flag_limit(&self) -> u32 {
         let entries = self.lock();
-        let of_the_host = entries
-            .iter()
-            .flatten()
-            .filter(|entry| entry.offer.origin == Origin::Host);
-        of_the_host
-            .map(|entry| entry.offer.channel.0)
+        let ids = entries.iter().flatten();
+        ids.map(|entry| entry.offer.channel.0)
             .max()
             .map_or(0, |id| id.saturating_add(1))
     }

@@ -5,7 +5,6 @@ mod connection;
 mod end;
 mod gpadls;
 #[cfg(feature = "host")]
-mod local;
 mod messages;
 mod offers;
 mod processors;

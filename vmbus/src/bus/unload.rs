@@ -6,7 +6,6 @@ use core::time::Duration;
 
 use super::error::Error;
 use super::inner::{BusInner, Phase};
-use super::offer::Origin;
 use super::processor::SINT;
 use super::replies::Key;
 use crate::hyperv;
@@ -61,9 +60,9 @@ impl BusInner {
     /// Tells the host of every open channel that it closes, without ending our side of it.
     fn close_channels(&self, until: Instant) {
         for place in 0..self.table.len() {
-            if let Some(core) = self.table.enter(place, |core| core.offer().origin == Origin::Host) {
+            if let Some(core) = self.table.enter(place, |_| true) {
                 let close = CloseChannel::new(core.id()).encode();
-                if let Err(error) = self.post(Origin::Host, &close, Some(until), None) {
+                if let Err(error) = self.post(&close, Some(until), None) {
                     log::warn!("{} could not be closed: {error}", core.id());
                 }
                 core.leave();
@@ -76,7 +75,7 @@ impl BusInner {
         while let Some((channel, id)) = self.gpadls.next_live() {
             self.gpadls.begin_teardown(id);
             let request = GpadlTeardown::new(channel, id).encode();
-            if let Err(error) = self.post(Origin::Host, &request, Some(until), None) {
+            if let Err(error) = self.post(&request, Some(until), None) {
                 log::warn!("the memory of {id} could not be asked for: {error}");
             }
         }

@@ -4,8 +4,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::Host;
+use super::{Host, Status};
 use crate::Platform;
+use crate::bus::Offer;
 use crate::fallible::{Shared, TryPush};
 use crate::kmcl::transport::{ServerSink, Sink, UserDefined};
 use crate::kmcl::{Error, GpadlAccess};
@@ -65,6 +66,25 @@ impl Entry {
             client_signalled: AtomicBool::new(false),
             memory: Lock::new(Vec::new()),
         }
+    }
+
+    pub(super) fn offer(&self) -> Offer {
+        Offer {
+            mmio_megabytes: self.mmio_megabytes,
+            user_defined: self.user_defined.0,
+            ..Offer::local(self.channel, self.class, self.instance)
+        }
+    }
+
+    /// Returns what both ends have done; `None` while no server has the offer.
+    pub(super) fn status(&self) -> Option<Status> {
+        let server = self.server()?;
+        Some(Status {
+            offer: self.offer(),
+            name: server.name(),
+            server: server.counters(),
+            client: self.client().map(|client| client.counters()),
+        })
     }
 
     pub(super) fn is_free(&self) -> bool {

@@ -12,6 +12,7 @@
 
 mod entry;
 mod links;
+mod provider;
 mod rings;
 mod server;
 #[cfg(test)]
@@ -20,19 +21,19 @@ mod tests;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use self::entry::Entry;
+pub(crate) use self::provider::Taken;
+use crate::bus::{LOCAL_CHANNEL_IDS, Offer, OfferEvents};
 use crate::fallible::{OutOfMemory, Shared, TryPush, try_box};
-use crate::kmcl::Error;
-use crate::kmcl::transport::{OfferSource, Provider, ProviderHandle, sealed};
-use crate::platform::ProcessorIndex;
-use crate::protocol::{ChannelId, Guid};
+use crate::kmcl::settings::Name;
+use crate::kmcl::transport::{OfferSource, ProviderHandle, sealed};
+use crate::kmcl::{Counters, Error, Side};
+use crate::platform::{ProcessorIndex, Wait};
+use crate::protocol::ChannelId;
 use crate::sync::Lock;
 use crate::{Instant, Platform};
-
-/// The first channel number of this kind of host: far above those of a real one.
-const FIRST_CHANNEL: u32 = 0x8000_0000;
 
 pub(crate) struct Inner {
     pub(crate) platform: &'static dyn Platform,
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     entries: Lock<Vec<Shared<Entry>>>,
     next_channel: AtomicU32,
     next_gpadl: AtomicU32,
+    generation: AtomicU64,
+    events: Lock<Option<&'static dyn OfferEvents>>,
 }
 
 /// A host inside this kernel. Clones are handles of the same one.
@@ -64,8 +67,10 @@ impl Host {
                 platform,
                 clock,
                 entries: Lock::new(Vec::new()),
-                next_channel: AtomicU32::new(FIRST_CHANNEL),
+                next_channel: AtomicU32::new(LOCAL_CHANNEL_IDS),
                 next_gpadl: AtomicU32::new(1),
+                generation: AtomicU64::new(0),
+                events: Lock::new(None),
             })?,
         })
     }
@@ -89,12 +94,48 @@ impl Host {
         any
     }
 
-    /// Returns class and instance of each offer.
-    pub fn for_each_offer(&self, mut each: impl FnMut(ChannelId, Guid, Guid)) {
-        let mut index = 0;
-        while let Some(entry) = self.entry(index) {
-            each(entry.channel, entry.class, entry.instance);
-            index = index.saturating_add(1);
+    /// Returns the offers that stand at this moment.
+    pub fn offers(&self) -> impl Iterator<Item = Offer> + use<> {
+        let host = self.clone();
+        (0..).map_while(move |index| host.offer_at(index))
+    }
+
+    pub(crate) fn offer_at(&self, index: usize) -> Option<Offer> {
+        Some(self.entry(index)?.offer())
+    }
+
+    /// Returns what the two ends of each offer's channel have done, for a status table.
+    ///
+    /// ```
+    /// # fn example(host: &vmbus::host::Host) {
+    /// for status in host.statuses() {
+    ///     let sent = status.server.packets_sent;
+    ///     log::info!("{}: {sent} packets sent, open: {}", status.name(), status.client.is_some());
+    /// }
+    /// # }
+    /// ```
+    pub fn statuses(&self) -> impl Iterator<Item = Status> + use<> {
+        let host = self.clone();
+        (0..)
+            .map_while(move |index| host.entry(index))
+            .filter_map(|entry| entry.status())
+    }
+
+    /// Returns the number that changes whenever an offer comes or goes.
+    pub(crate) fn generation(&self) -> u64 {
+        self.inner.generation.load(Ordering::Acquire)
+    }
+
+    /// Has `events` told when offers come or go.
+    pub(crate) fn tell(&self, events: &'static dyn OfferEvents) {
+        *self.inner.events.lock(self.inner.platform) = Some(events);
+    }
+
+    fn changed(&self) {
+        self.inner.generation.fetch_add(1, Ordering::AcqRel);
+        let events = *self.inner.events.lock(self.inner.platform);
+        if let Some(events) = events {
+            events.offers_changed();
         }
     }
 
@@ -142,7 +183,9 @@ impl Host {
     }
 
     pub(crate) fn publish(&self, entry: Shared<Entry>) -> Result<(), OutOfMemory> {
-        self.inner.entries.lock(self.inner.platform).try_push(entry)
+        self.inner.entries.lock(self.inner.platform).try_push(entry)?;
+        self.changed();
+        Ok(())
     }
 
     pub(crate) fn withdraw(&self, entry: &Shared<Entry>) {
@@ -150,6 +193,7 @@ impl Host {
             .entries
             .lock(self.inner.platform)
             .retain(|other| !Shared::is_same(other, entry));
+        self.changed();
     }
 
     /// Returns the first offer that `wanted` accepts.
@@ -168,13 +212,49 @@ impl Host {
     }
 }
 
+/// What the two ends of one offer's channel have done: see [`Host::statuses`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Status {
+    /// The offer.
+    pub offer: Offer,
+    name: Name,
+    /// The server's end, over all its clients.
+    pub server: Counters,
+    /// The client's end, while there is one.
+    pub client: Option<Counters>,
+}
+
+impl Status {
+    /// Returns the name that the server gave the channel; empty if it gave none.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+/// Waits until `ready`, running `run` between looks.
+fn wait(host: &Host, until: Option<Instant>, mut run: impl FnMut(), mut ready: impl FnMut() -> bool) -> bool {
+    let mut look = || {
+        if ready() {
+            return true;
+        }
+        run();
+        ready()
+    };
+    let outcome = host
+        .inner
+        .platform
+        .wait(&mut Wait::new(&mut look, &|| host.now(), until));
+    outcome.is_ok()
+}
+
 /// How often ends that signal each other are run in one `process`.
 const ROUNDS: usize = 64;
 
 impl sealed::Source for Host {
     fn provider(&self) -> Result<ProviderHandle, Error> {
-        let provider: Box<dyn Provider> = try_box(links::ClientProvider { host: self.clone() })?;
-        Ok(ProviderHandle(provider))
+        Ok(ProviderHandle(provider::HostProvider::boxed(self, Side::Client)?))
     }
 }
 

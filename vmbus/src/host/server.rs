@@ -1,14 +1,10 @@
 //! Server endpoints: what KMCL reserves to the offering side.
 
-use alloc::boxed::Box;
-
 use super::Host;
-use super::links::ServerProvider;
-use crate::fallible::try_box;
-use crate::kmcl::transport::{Provider, UserDefined};
+use super::provider::HostProvider;
+use crate::kmcl::transport::UserDefined;
 use crate::kmcl::{Channel, Context, DisabledChannel, Error, Instance, Refused, Side};
 use crate::protocol::Guid;
-use crate::sync::Lock;
 
 impl Channel<()> {
     /// Makes a server endpoint (`VmbChannelAllocate` with `IsServer` true).
@@ -26,11 +22,7 @@ impl Channel<()> {
     ///
     /// [`Error::OutOfMemory`].
     pub fn allocate_server_with<C: Context>(host: &Host, context: C) -> Result<DisabledChannel<C>, Error> {
-        let provider: Box<dyn Provider> = try_box(ServerProvider {
-            host: host.clone(),
-            entry: Lock::new(None),
-        })?;
-        DisabledChannel::new(Side::Server, provider, context)
+        DisabledChannel::new(Side::Server, HostProvider::boxed(host, Side::Server)?, context)
     }
 }
 

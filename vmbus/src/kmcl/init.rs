@@ -338,7 +338,10 @@ impl<C: Context> DisabledChannel<C> {
         )?;
         match self.side {
             Side::Client => Self::enable_client(&core, &settings, deadline)?,
-            Side::Server => core.provider.offer(&settings, super::lifecycle::server_sink(&core)?)?,
+            Side::Server => {
+                let facts = core.provider.offer(&settings, super::lifecycle::server_sink(&core)?)?;
+                *core.offer.lock(core.platform) = facts;
+            }
         }
         Ok(Channel::owner(&core))
     }

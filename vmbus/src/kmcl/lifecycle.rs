@@ -13,8 +13,12 @@
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
+#[cfg(feature = "host")]
+use super::Counters;
 use super::endpoint::{Core, Phase};
 use super::gate::{Entered, Inside};
+#[cfg(feature = "host")]
+use super::settings::Name;
 use super::settings::gone_code;
 use super::transport::{Opened, ServerSink, Sink};
 use super::{Channel, Context, Error, Gone, Level, Side};
@@ -41,6 +45,11 @@ impl<C: Context> Sink for Receiver<C> {
     fn lent(&self, transaction_id: u64) -> Option<Mdl> {
         self.0.core().lent(transaction_id)
     }
+
+    #[cfg(feature = "host")]
+    fn counters(&self) -> Counters {
+        self.0.counters()
+    }
 }
 
 impl<C: Context> ServerSink for Receiver<C> {
@@ -54,6 +63,16 @@ impl<C: Context> ServerSink for Receiver<C> {
 
     fn gone(&self, why: Gone) {
         Sink::gone(self, why);
+    }
+
+    #[cfg(feature = "host")]
+    fn counters(&self) -> Counters {
+        self.0.counters()
+    }
+
+    #[cfg(feature = "host")]
+    fn name(&self) -> Name {
+        self.0.core().settings.name
     }
 }
 

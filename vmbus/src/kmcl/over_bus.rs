@@ -2,14 +2,15 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::any::Any;
+#[cfg(feature = "host")]
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::transport::{
     GpadlAccess, Instance, OfferFacts, OfferSource, OpenRequest, Opened, Provider, ProviderHandle, Rings, Sink, Target,
     Transport, UserDefined, sealed,
 };
 use super::{Error, Gone, NtStatus};
-use crate::bus::{self, Bus, ChannelCore, ChannelSink, ChannelState, GpadlMemory, Offer, OpenParameters};
+use crate::bus::{self, Bus, ChannelCore, ChannelSink, ChannelState, GpadlMemory, Offer, OpenParameters, Origin};
 use crate::fallible::{OutOfMemory, Shared, TryPush, try_box, try_vec_with_capacity};
 use crate::memory::{Mdl, Pfn};
 use crate::platform::{NotMapped, Wait};
@@ -39,8 +40,7 @@ impl From<bus::Error> for Error {
 
 impl sealed::Source for Bus {
     fn provider(&self) -> Result<ProviderHandle, Error> {
-        let provider: Box<dyn Provider> = try_box(BusProvider { bus: self.clone() })?;
-        Ok(ProviderHandle(provider))
+        Ok(ProviderHandle(BusProvider::boxed(self)?))
     }
 }
 
@@ -48,9 +48,21 @@ impl OfferSource for Bus {}
 
 struct BusProvider {
     bus: Bus,
+    /// The channel that came of it is one of this kernel.
+    #[cfg(feature = "host")]
+    is_local: AtomicBool,
 }
 
 impl BusProvider {
+    fn boxed(bus: &Bus) -> Result<Box<dyn Provider>, Error> {
+        let provider: Box<dyn Provider> = try_box(Self {
+            bus: bus.clone(),
+            #[cfg(feature = "host")]
+            is_local: AtomicBool::new(false),
+        })?;
+        Ok(provider)
+    }
+
     fn is_wanted(&self, offer: &Offer, target: &Target) -> bool {
         if let Some(channel) = target.channel {
             return offer.channel == channel;
@@ -73,8 +85,7 @@ impl BusProvider {
 
 impl Provider for BusProvider {
     fn another(&self) -> Result<Box<dyn Provider>, Error> {
-        let provider: Box<dyn Provider> = try_box(Self { bus: self.bus.clone() })?;
-        Ok(provider)
+        Self::boxed(&self.bus)
     }
 
     fn platform(&self) -> &'static dyn Platform {
@@ -86,6 +97,13 @@ impl Provider for BusProvider {
     }
 
     fn poll(&self) {
+        #[cfg(feature = "host")]
+        if self.is_local.load(Ordering::Relaxed)
+            && let Some(host) = self.bus.attached_host()
+        {
+            host.run_servers();
+            return;
+        }
         self.bus.look_at_messages();
     }
 
@@ -104,12 +122,13 @@ impl Provider for BusProvider {
         let mut outcome = Err(Error::NoSuchOffer);
         let mut look = || {
             self.bus.look_at_messages();
-            for offer in self.bus.offers().filter(|offer| self.is_wanted(offer, &request.target)) {
+            let wanted = |offer: &Offer| offer.origin == Origin::Host && self.is_wanted(offer, &request.target);
+            for offer in self.bus.offers().filter(wanted) {
                 match self.bus.open(offer.channel, &parameters, BusSink(sink.clone()), rest) {
                     // Another driver has it; any other one will do.
                     Err(bus::Error::InUse(_) | bus::Error::NoSuchChannel(_)) => {}
                     Ok(channel) => {
-                        outcome = Ok((channel, offer));
+                        outcome = Ok(Found::Host(channel, offer));
                         return true;
                     }
                     Err(error) => {
@@ -118,13 +137,32 @@ impl Provider for BusProvider {
                     }
                 }
             }
+            #[cfg(feature = "host")]
+            if let Some(taken) = self.bus.attached_host().and_then(|host| host.take(&request.target)) {
+                outcome = Ok(Found::Local(taken));
+                return true;
+            }
             false
         };
         // The outcome tells whether one was found.
         let _ = self.platform().wait(&mut Wait::new(&mut look, &|| self.now(), until));
-        let (channel, offer) = outcome?;
-        opened(channel, &offer)
+        match outcome? {
+            Found::Host(channel, offer) => opened(channel, &offer),
+            #[cfg(feature = "host")]
+            Found::Local(taken) => {
+                let host = self.bus.attached_host().ok_or(Error::NoSuchOffer)?;
+                self.is_local.store(true, Ordering::Relaxed);
+                host.open(taken, request, sink, until)
+            }
+        }
     }
+}
+
+/// What was found: a channel that the host has opened, or an offer of this kernel that was taken.
+enum Found {
+    Host(bus::Channel, Offer),
+    #[cfg(feature = "host")]
+    Local(crate::host::Taken),
 }
 
 fn opened(channel: bus::Channel, offer: &Offer) -> Result<Opened, Error> {
@@ -195,10 +233,6 @@ impl GpadlMemory for SharedMdl {
 
     fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
         self.pfns.get(index).copied().ok_or(NotMapped { address: index })
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        &self.mdl
     }
 }
 

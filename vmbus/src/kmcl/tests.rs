@@ -1,5 +1,8 @@
 //! The client end over the bus, against the independent model of a host.
 
+#[cfg(feature = "host")]
+mod attached;
+
 use std::boxed::Box;
 use std::string::{String, ToString};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +12,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::Deadline;
-use crate::bus::{Bus, Config};
+use crate::bus::{self, Bus, ChannelCore, ChannelSink, Config};
 use crate::hyperv::Hypervisor;
 use crate::memory::{DmaBuffer, Mdl, PAGE_SIZE};
 use crate::protocol::Guid;
@@ -87,12 +90,16 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    fn with(config: Config) -> Self {
         let platform = FakePlatform::new();
         let host = Host::new(platform, model::Config::new(Personality::HyperV));
         let control = Arc::new(Control::default());
         let channel = host.offer_with(model::Offer::new(CLASS, INSTANCE), Peer(control.clone()));
         let hypervisor = Box::leak(Box::new(Hypervisor::detect_on(host).unwrap()));
-        let bus = Bus::connect(hypervisor, platform, Config::default()).unwrap();
+        let bus = Bus::connect(hypervisor, platform, config).unwrap();
         let handle = bus.clone();
         host.set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
         let handle = bus.clone();

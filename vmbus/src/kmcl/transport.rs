@@ -6,6 +6,10 @@
 
 use alloc::boxed::Box;
 
+#[cfg(feature = "host")]
+use super::Counters;
+#[cfg(feature = "host")]
+use super::settings::Name;
 use super::settings::Settings;
 use super::{Error, Gone};
 use crate::fallible::Shared;
@@ -93,6 +97,9 @@ pub(crate) trait Sink: Send + Sync {
     /// Returns the memory that the packet in flight with this id lends.
     #[cfg(feature = "host")]
     fn lent(&self, transaction_id: u64) -> Option<Mdl>;
+    /// Returns what this end has done.
+    #[cfg(feature = "host")]
+    fn counters(&self) -> Counters;
 }
 
 /// A place where offers are: the bus, or the in-kernel host.
@@ -105,8 +112,8 @@ pub(crate) trait Provider: Send + Sync {
     fn open(&self, request: &OpenRequest, sink: Box<dyn Sink>, deadline: Deadline) -> Result<Opened, Error>;
     /// Looks for messages; never runs a callback of the channel that waits.
     fn poll(&self);
-    /// Makes an offer (servers only).
-    fn offer(&self, settings: &Settings, sink: Box<dyn ServerSink>) -> Result<(), Error> {
+    /// Makes an offer, and returns what it says of itself (servers only).
+    fn offer(&self, settings: &Settings, sink: Box<dyn ServerSink>) -> Result<OfferFacts, Error> {
         let _ = (settings, sink);
         Err(Error::WrongState)
     }
@@ -144,6 +151,12 @@ pub(crate) trait ServerSink: Send + Sync {
     fn signalled(&self);
     /// As for a client.
     fn gone(&self, why: Gone);
+    /// As for a client.
+    #[cfg(feature = "host")]
+    fn counters(&self) -> Counters;
+    /// Returns what the driver calls the channel.
+    #[cfg(feature = "host")]
+    fn name(&self) -> Name;
 }
 
 /// An open channel's way to its peer.

@@ -1,6 +1,5 @@
 //! Memory shared on a channel.
 
-use std::any::Any;
 use std::time::Duration;
 
 use super::*;
@@ -31,10 +30,6 @@ impl GpadlMemory for Part {
 
     fn pfn(&self, index: usize) -> Result<Pfn, NotMapped> {
         self.pages.pfn(index)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 }
 

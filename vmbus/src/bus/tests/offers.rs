@@ -306,7 +306,7 @@ fn m11_a_million_offers_and_withdrawals_leave_the_table_empty() {
     let table = table::Table::new(platform, 4, 2048).unwrap();
     let message = crate::protocol::offer::OfferChannel::new(Guid::ZERO, Guid::ZERO, ChannelId(7), ConnectionId(1));
     for _ in 0..rounds {
-        let (admission, offer) = table.admit(Offer::new(Origin::Host, &message));
+        let (admission, offer) = table.admit(Offer::new(&message));
         assert_eq!(admission, table::Admission::Shown);
         table.withdraw(offer.channel);
         let (place, _) = table.next_release().unwrap();
