@@ -54,6 +54,15 @@ pub struct Host {
 impl Host {
     /// Makes a host without offers; `clock` tells the time, on the clock that deadlines are meant on.
     ///
+    /// ```
+    /// use vmbus::{Instant, Platform, host::Host};
+    /// # fn example(platform: &'static dyn Platform, reference_time: fn() -> u64) -> Result<Host, vmbus::fallible::OutOfMemory> {
+    /// // `reference_time` counts in units of 100 ns.
+    /// let host = Host::new(platform, move || Instant::from_reference_units(reference_time()))?;
+    /// # Ok(host)
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
@@ -77,6 +86,16 @@ impl Host {
 
     /// Runs the callbacks of all ends that were signalled, until none is; returns true if there were any. Context: deferred
     /// work, or the main loop.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.send(b"notice")?;
+    /// assert!(both.host().process(), "the server's callback has run");
+    /// assert_eq!(both.server().counters().packets_processed, 1);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[expect(clippy::must_use_candidate, reason = "most callers come again anyway")]
     pub fn process(&self) -> bool {
         let mut any = false;
@@ -95,6 +114,16 @@ impl Host {
     }
 
     /// Returns the offers that stand at this moment.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// for offer in both.host().offers() {
+    ///     log::info!("{offer}");
+    ///     assert_eq!(offer.class, Loopback::CLASS);
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn offers(&self) -> impl Iterator<Item = Offer> + use<> {
         let host = self.clone();
         (0..).map_while(move |index| host.offer_at(index))
@@ -227,6 +256,13 @@ pub struct Status {
 
 impl Status {
     /// Returns the name that the server gave the channel; empty if it gave none.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// let both = Loopback::with(|server| server.init_set_friendly_name("clock"))?;
+    /// assert_eq!(both.host().statuses().next().unwrap().name(), "clock");
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn name(&self) -> &str {
         self.name.as_str()

@@ -9,6 +9,18 @@ use crate::protocol::Guid;
 impl Channel<()> {
     /// Makes a server endpoint (`VmbChannelAllocate` with `IsServer` true).
     ///
+    /// ```
+    /// # use vmbus::{Deadline, host::Host, kmcl::*, protocol::Guid, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let host: &Host = both.host();
+    /// const CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+    /// let server = Channel::allocate_server(host)?
+    ///     .init_set_target(CLASS, Instance::Any)
+    ///     .init_set_process_packet_callback(|_, packet| drop(packet.complete(b"answer")))
+    ///     .enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::OutOfMemory`].
@@ -17,6 +29,16 @@ impl Channel<()> {
     }
 
     /// Makes a server endpoint with data of the driver's own (`VmbChannelAllocate` and `VmbChannelSetPointer`).
+    ///
+    /// ```
+    /// # use vmbus::{kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let host = both.host();
+    /// struct Clock { ticks: u64 }
+    /// let server = Channel::allocate_server_with(host, Clock { ticks: 7 })?;
+    /// assert_eq!(server.context().ticks, 7);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -29,12 +51,31 @@ impl Channel<()> {
 /// The functions of a server endpoint. On a client they change nothing that it uses.
 impl<C: Context> DisabledChannel<C> {
     /// Sets class and instance of the offer (`VmbServerChannelInitSetTargetInterfaceId`).
+    ///
+    /// ```
+    /// # use vmbus::{kmcl::*, protocol::Guid, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let host = both.host();
+    /// const CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+    /// const INSTANCE: Guid = Guid::literal("5a17e5a1-0000-4000-8000-000000000001");
+    /// let server = Channel::allocate_server(host)?.init_set_target_interface_id(CLASS, INSTANCE);
+    /// # assert_eq!(server.enable(vmbus::Deadline::seconds(1))?.interface_instance(), INSTANCE);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_target_interface_id(self, class: Guid, instance: Guid) -> Self {
         self.init_set_target(class, Instance::Only(instance))
     }
 
     /// Asks the client to set aside MMIO space (`VmbServerChannelInitSetMmioMegabytes`): so many MiB, and more if it can.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// // 8 MiB, and 8 more if there is room.
+    /// let both = Loopback::with(|server| server.init_set_mmio_megabytes(8, 8).unwrap())?;
+    /// assert_eq!(both.open()?.mmio_megabytes(), 16);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -53,6 +94,14 @@ impl<C: Context> DisabledChannel<C> {
     /// Offers the channel to this virtual trust level only (`VmbServerChannelInitSetTargetVtl`). Clients in this kernel are
     /// all at level 0.
     ///
+    /// ```
+    /// # use vmbus::{kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let server = Channel::allocate_server(both.host())?.init_set_target_vtl(0)?;
+    /// assert_eq!(server.init_set_target_vtl(2).unwrap_err().error, Error::InvalidVtl(2));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The channel comes back unchanged with [`Error::InvalidVtl`] for any level but 0.
@@ -68,6 +117,14 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Sets flags of the offer (`VmbServerChannelInitSetFlags`). None are documented, so none are known.
     ///
+    /// ```
+    /// # use vmbus::{kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let server = Channel::allocate_server(both.host())?.init_set_server_flags(0)?;
+    /// assert_eq!(server.init_set_server_flags(8).unwrap_err().error, Error::InvalidFlags(8));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The channel comes back unchanged with [`Error::InvalidFlags`] for any bit.
@@ -82,6 +139,13 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets the bytes of the offer that its device defines.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// let both = Loopback::with(|server| server.init_set_offer_data([7; 120]))?;
+    /// assert_eq!(both.open()?.offer_user_defined(), [7; 120]);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_offer_data(mut self, data: [u8; 120]) -> Self {
         self.settings.offer_data = UserDefined(data);

@@ -76,36 +76,91 @@ impl<C: Context> Channel<C> {
     }
 
     /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// struct Disk { name: &'static str }
+    /// let channel = Channel::allocate_client_with(both.host(), Disk { name: "system" })?
+    ///     .init_set_target(Loopback::CLASS, Instance::Any)
+    ///     .enable(Deadline::seconds(1))?;
+    /// assert_eq!(channel.context().name, "system");
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn context(&self) -> &C {
         &self.core.context
     }
 
     /// Returns the name that the driver gave the channel.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let channel = both.client()?.init_set_friendly_name("disk 0").enable(Deadline::seconds(1))?;
+    /// assert_eq!(channel.friendly_name(), "disk 0");
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn friendly_name(&self) -> &str {
         self.core.settings.name.as_str()
     }
 
     /// Returns which end of the channel this is.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// assert_eq!((channel.side(), both.server().side()), (Side::Client, Side::Server));
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn side(&self) -> Side {
         self.core.side
     }
 
     /// Returns true if packets are sent and delivered.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// assert!(channel.is_running());
+    /// channel.pause(Deadline::seconds(1))?;
+    /// assert!(!channel.is_running());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.core.phase() == Phase::Running && self.core.gone().is_none()
     }
 
     /// Returns the instance id of the offer (`VmbChannelGetInterfaceInstance`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// // `Instance::Any` was asked for: which one is it?
+    /// log::info!("{}", channel.interface_instance());
+    /// # assert_eq!(channel.interface_instance(), both.server().interface_instance());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn interface_instance(&self) -> Guid {
         self.core.offer.lock(self.core.platform).instance
     }
 
     /// Returns the number of the channel.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// assert_eq!(channel.id(), both.server().id());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> ChannelId {
         self.core.offer.lock(self.core.platform).channel
@@ -113,30 +168,77 @@ impl<C: Context> Channel<C> {
 
     /// Returns how many MiB of MMIO space the offer asks the guest to set aside (`VmbChannelGetMmioSpace`, which returns the
     /// place as well: that is the operating system's to choose here).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let bytes = usize::from(channel.mmio_megabytes()) << 20;
+    /// # assert_eq!(bytes, 0);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn mmio_megabytes(&self) -> u16 {
         self.core.offer.lock(self.core.platform).mmio_megabytes
     }
 
     /// Returns the bytes of the offer that its device defines.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let [first, ..] = channel.offer_user_defined();
+    /// # assert_eq!(first, 0);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn offer_user_defined(&self) -> [u8; 120] {
         self.core.offer.lock(self.core.platform).user_defined.0
     }
 
     /// Returns the bytes of memory that the channel reserved when it was enabled, without the rings.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// log::info!("{} KiB for packets", channel.reserved_bytes() / 1024);
+    /// # assert!(channel.reserved_bytes() > 1024);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn reserved_bytes(&self) -> usize {
         self.core.reserved_bytes
     }
 
     /// Returns what the channel has done so far.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.send(b"notice")?;
+    /// assert_eq!(channel.counters().packets_sent, 1);
+    /// for (name, count) in channel.counters().iter().filter(|(_, count)| *count > 0) {
+    ///     log::info!("{name}: {count}");
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.core.counters.snapshot()
     }
 
     /// Sends a packet that nobody has to answer, with everything in the ring. Waits in line if the ring is full.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.send(b"notice")?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -147,6 +249,15 @@ impl<C: Context> Channel<C> {
 
     /// Sends a packet that names ranges, each with offset and length, of the buffer `set_id` that both ends know (transfer
     /// pages). Does not wait in line: the ring has to have room.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// // 10 bytes from the start of buffer 7, and 10 from its byte 90 on.
+    /// both.server().send_transfer_pages(7, &[(0, 10), (90, 10)], b"received")?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -195,6 +306,15 @@ impl<C: Context> Channel<C> {
 
     /// Takes a packet object from the channel's pool (`VmbPacketAllocate`).
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let packet = channel.packet_allocate()?;
+    /// packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::TooManyPackets`] if all are in use.
@@ -203,6 +323,15 @@ impl<C: Context> Channel<C> {
     }
 
     /// Returns how many bytes a packet object takes (`VmbChannelSizeofPacket`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// log::info!("{} bytes for each packet object", channel.sizeof_packet());
+    /// # assert!(channel.sizeof_packet() > 1024);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn sizeof_packet(&self) -> usize {
         Body::<C>::size(&self.core.settings)
@@ -210,6 +339,18 @@ impl<C: Context> Channel<C> {
 
     /// Makes a packet object that is not of the channel's pool (`VmbPacketInitialize`): its memory is the caller's, that is,
     /// it is allocated here and freed when the packet is dropped. Set a completion routine before sending, or it is freed then.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// // For what must not fail because the pool is empty.
+    /// let mut packet = channel.packet_initialize()?;
+    /// packet.set_completion_routine(|_, packet, _| log::info!("{:02x?}", packet.completion()));
+    /// packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # both.host().process();
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -222,6 +363,16 @@ impl<C: Context> Channel<C> {
     /// Takes a buffer of `len` bytes from those that were reserved (`VmbChannelAllocateBounceBuffer`), to copy through it what
     /// does not lie in a buffer of its own. It goes back when it, and all requests that lend it, are dropped. It holds what its
     /// last user left in it.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let channel = both.client()?.init_set_bounce_buffer_sizes(4, 4096).enable(Deadline::seconds(1))?;
+    /// let buffer = channel.allocate_bounce_buffer(6)?;
+    /// buffer.write_at(0, b"to lend".split_at(6).0).unwrap();
+    /// channel.send_synchronous_request(b"write", Some(buffer.into()), Deadline::seconds(1), &mut [0; 8])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -243,6 +394,16 @@ impl<C: Context> Channel<C> {
     /// Stops the delivery of packets (`VmbChannelPause`): calls the suspend callback, then waits until the driver has completed
     /// all packets that it holds.
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.pause(Deadline::seconds(1))?;
+    /// // No packet callback runs, and none will.
+    /// channel.start(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: delivery has stopped, but packets are
@@ -253,6 +414,15 @@ impl<C: Context> Channel<C> {
 
     /// Delivers packets again (`VmbChannelStart`): calls the started and post-started callbacks. Nothing happens if the channel
     /// is not paused.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let channel = both.client()?.pause_when_enabled().enable(Deadline::seconds(1))?;
+    /// channel.start(Deadline::seconds(1))?;
+    /// assert!(channel.is_running());
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -266,6 +436,15 @@ impl<C: Context> Channel<C> {
     /// awaited, the channel is closed with the peer, requests end with [`Error::Gone`], and the closed callback is called.
     /// What the channel was initialised with is kept, and may be changed and enabled again. Other handles answer
     /// [`Error::Gone`] from now on.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let disabled = channel.disable(Deadline::seconds(1))?;
+    /// let channel = disabled.init_set_maximum_packet_count(64).enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -283,6 +462,14 @@ impl<C: Context> Channel<C> {
 
     /// Chooses where packets are delivered from now on (`VmbChannelSetIncomingProcessingAtPassive`): only at
     /// [`Level::Passive`], by [`process_at_passive`](Self::process_at_passive), or at either level.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.set_incoming_processing_at_passive(Level::Passive);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn set_incoming_processing_at_passive(&self, level: Level) {
         self.core.at_passive.store(level == Level::Passive, Ordering::Relaxed);
         self.core.schedule();
@@ -292,18 +479,51 @@ impl<C: Context> Channel<C> {
     ///
     /// A channel that processes at `PASSIVE`, or defers packets to it, needs a task that calls this after the callback of
     /// [`init_set_passive_wake`](DisabledChannel::init_set_passive_wake).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.set_incoming_processing_at_passive(Level::Passive);
+    /// both.server().send(b"packet")?;
+    /// # both.host().process();
+    /// // In a task of the driver's:
+    /// if channel.needs_passive() {
+    ///     channel.process_at_passive();
+    /// }
+    /// assert_eq!(channel.counters().packets_processed, 1);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn process_at_passive(&self) {
         self.core.passive_pending.store(false, Ordering::Relaxed);
         Core::process(self, Level::Passive);
     }
 
     /// Returns true if something waits for [`process_at_passive`](Self::process_at_passive).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// assert!(!channel.needs_passive());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn needs_passive(&self) -> bool {
         self.core.passive_pending.load(Ordering::Relaxed)
     }
 
     /// Delivers what there is to deliver now, for those who poll.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// both.server().send(b"packet")?;
+    /// channel.process();
+    /// assert_eq!(channel.counters().packets_processed, 1);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn process(&self) {
         Core::process(self, Level::Dispatch);
     }
@@ -311,6 +531,15 @@ impl<C: Context> Channel<C> {
     /// Sets how many incoming packets may be held uncompleted (`VmbChannelSetTransactionQuota`). At the quota the ring is not
     /// read. A quota below the packets that are held takes effect as they are completed; raising it does not by itself restart
     /// a channel that stands at its quota, a completion does.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// channel.set_transaction_quota(64)?;
+    /// assert_eq!(channel.set_transaction_quota(0), Err(Error::InvalidQuota));
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

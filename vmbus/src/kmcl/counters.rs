@@ -27,6 +27,15 @@ macro_rules! counters {
 
         impl Counters {
             /// Returns name and value of each counter, for a status table.
+            ///
+            /// ```
+            /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+            /// # let both = Loopback::echo()?;
+            /// # let channel = both.open()?;
+            /// let names: Vec<&str> = channel.counters().iter().map(|(name, _)| name).collect();
+            /// assert!(names.contains(&"late_completions"));
+            /// # Ok::<(), Error>(())
+            /// ```
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)+].into_iter()
             }

@@ -170,6 +170,11 @@ pub enum Error {
 
 impl Error {
     /// Returns the status that KMCL documents for this, or the nearest ordinary one where it documents none.
+    ///
+    /// ```
+    /// use vmbus::kmcl::{Error, NtStatus};
+    /// assert_eq!(Error::Cancelled.ntstatus(), NtStatus::CANCELLED);
+    /// ```
     #[must_use]
     pub const fn ntstatus(&self) -> NtStatus {
         match self {
@@ -237,6 +242,17 @@ pub struct Refused<T> {
 
 impl<T> Refused<T> {
     /// Returns what was given along with the error.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let refused = channel.init_set_flags(4).unwrap_err();
+    /// let (error, channel) = refused.into_parts();
+    /// log::warn!("{error}");
+    /// # channel.enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn into_parts(self) -> (Error, T) {
         (self.error, self.given)
     }

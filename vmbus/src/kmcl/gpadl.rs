@@ -24,18 +24,55 @@ pub struct Gpadl<C: Context> {
 
 impl<C: Context> Gpadl<C> {
     /// Returns the number by which the server maps the memory.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let memory = both.memory(&[7; 4096])?;
+    /// let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// // The driver tells the server itself.
+    /// channel.send(&gpadl.handle().to_le_bytes())?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn handle(&self) -> u32 {
         self.id.0
     }
 
     /// Returns the memory.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(&[7; 4096])?;
+    /// let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// let mut first = [0; 4];
+    /// gpadl.mdl().read_at(0, &mut first).unwrap();
+    /// assert_eq!(first, [7; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn mdl(&self) -> &Mdl {
         &self.mdl
     }
 
     /// Withdraws the memory (`VmbChannelDeleteGpadl`) and returns it; waits while the server has it mapped.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(&[7; 4096])?;
+    /// # let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// match gpadl.delete(Deadline::seconds(1)) {
+    ///     Ok(memory) => assert_eq!(memory.len(), 4096),
+    ///     // The server has it mapped still.
+    ///     Err(refused) => log::warn!("{}", refused.error),
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -80,18 +117,53 @@ pub struct MappedGpadl {
 
 impl MappedGpadl {
     /// Returns the length in bytes.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(&[7; 100])?;
+    /// # let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// let mapped = both.server().map_gpadl(gpadl.handle(), GpadlAccess::ReadOnly)?;
+    /// assert_eq!(mapped.len(), 100);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn len(&self) -> usize {
         self.mdl.len()
     }
 
     /// Returns true if there are no bytes.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(&[7; 100])?;
+    /// # let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// # let mapped = both.server().map_gpadl(gpadl.handle(), GpadlAccess::ReadOnly)?;
+    /// assert!(!mapped.is_empty());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.mdl.is_empty()
     }
 
     /// Copies bytes out; each is read once.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(&[7; 100])?;
+    /// # let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// # let mapped = both.server().map_gpadl(gpadl.handle(), GpadlAccess::ReadOnly)?;
+    /// let mut bytes = [0; 4];
+    /// mapped.read_at(96, &mut bytes)?;
+    /// assert_eq!(bytes, [7; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -101,6 +173,17 @@ impl MappedGpadl {
     }
 
     /// Copies bytes in.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(&[7; 100])?;
+    /// # let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// # let mapped = both.server().map_gpadl(gpadl.handle(), GpadlAccess::ReadWrite)?;
+    /// mapped.write_at(96, b"done")?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -146,6 +229,17 @@ impl<C: Context> Channel<C> {
     /// Shares `len` bytes of `mdl` from `offset` on with the server (`VmbChannelCreateGpadlFromMdl`); a `len` of 0 means to the
     /// end of the chain. When this returns, the server can map the memory at once; the driver tells it the handle.
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let memory = both.memory(&[7; 8192])?;
+    /// // From byte 100 of it to the end.
+    /// let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadOnly, &memory, 100, 0, Deadline::seconds(1))?;
+    /// channel.send(&gpadl.handle().to_le_bytes())?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Nothing is shared: [`Error::InvalidExternalData`] if the range is empty or leaves the memory; [`Error::WrongState`] on a
@@ -175,6 +269,17 @@ impl<C: Context> Channel<C> {
 
     /// Shares a whole buffer with the server (`VmbChannelCreateGpadlFromBuffer`).
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// use vmbus::memory::DmaBuffer;
+    /// let buffer = DmaBuffer::allocate(both.platform(), 16 * 1024)?;
+    /// let gpadl = channel.create_gpadl_from_buffer(GpadlAccess::ReadWrite, buffer, Deadline::seconds(1))?;
+    /// channel.send(&gpadl.handle().to_le_bytes())?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// As for [`create_gpadl_from_mdl`](Self::create_gpadl_from_mdl).
@@ -188,6 +293,20 @@ impl<C: Context> Channel<C> {
     }
 
     /// Maps memory that the client shares (`VmbChannelMapGpadl`); at most once at a time.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// # let memory = both.memory(b"client's")?;
+    /// # let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, Deadline::seconds(1))?;
+    /// # let (server, handle) = (both.server(), gpadl.handle());
+    /// let mapped = server.map_gpadl(handle, GpadlAccess::ReadWrite)?;
+    /// mapped.write_at(0, b"server's")?;
+    /// // Unmapped, so that the client may withdraw it.
+    /// drop(mapped);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -55,6 +55,17 @@ impl<C: Context> IncomingPacket<C> {
     }
 
     /// Returns the channel that the packet came on.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     log::debug!("a packet on {}", packet.channel().id());
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn channel(&self) -> &Channel<C> {
         &self.channel
@@ -62,12 +73,39 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Returns the payload as the peer sent it, padded to a multiple of 8 bytes: how many of them count, it must tell itself.
     /// A private copy that nobody changes any more.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     let Some((kind, rest)) = packet.payload().split_at_checked(4) else {
+    ///         return packet.fail();
+    ///     };
+    ///     log::debug!("{kind:?}, {} more bytes", rest.len());
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.body.as_ref().map_or(&[], |body| body.payload())
     }
 
     /// Returns true if the packet describes memory (KMCL: flag 1 of `EvtVmbChannelProcessPacket`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     if packet.has_external_data() {
+    ///         log::debug!("{:?}", packet.external_data());
+    ///     }
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn has_external_data(&self) -> bool {
         self.body
@@ -76,12 +114,39 @@ impl<C: Context> IncomingPacket<C> {
     }
 
     /// Returns true if the sender waits for a completion.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     let answer = if packet.wants_completion() { expensive() } else { [0; 8] };
+    ///     drop(packet.complete(&answer));
+    /// }
+    /// # fn expensive() -> [u8; 8] { [1; 8] }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn wants_completion(&self) -> bool {
         self.body.as_ref().is_some_and(|body| body.wants_completion)
     }
 
     /// Returns the level at which the packet was delivered.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     match packet.level() {
+    ///         Level::Passive => { /* may block */ }
+    ///         Level::Dispatch => { /* may not */ }
+    ///     }
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn level(&self) -> Level {
         self.body.as_ref().map_or(Level::Dispatch, |body| body.level)
@@ -89,12 +154,43 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Returns the packet's bytes for the driver's use, as many as `init_set_client_context_size` asked for, zero at first
     /// (`VmbChannelPacketGetClientContext`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// let both = Loopback::with(|server| {
+    ///     server
+    ///         .init_set_client_context_size(8)
+    ///         .init_set_process_packet_callback(|_, mut packet| packet.client_context().fill(1))
+    /// })?;
+    /// # both.open()?.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 8])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn client_context(&mut self) -> &mut [u8] {
         self.body.as_mut().map_or(&mut [], |body| &mut body.context)
     }
 
-    /// Returns the memory that the packet describes, to read and write (`VmbChannelPacketGetExternalData`). It stays until
-    /// the packet is completed, and ends with it:
+    /// Returns the memory that the packet describes, to read and write (`VmbChannelPacketGetExternalData`):
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let answer = match packet.external_data().and_then(|data| data.write_at(0, b"result")) {
+    ///         Ok(()) => NtStatus::SUCCESS,
+    ///         Err(error) => error.ntstatus(),
+    ///     };
+    ///     drop(packet.complete(&answer.0.to_le_bytes()));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let memory = Some(both.memory(b"external")?);
+    /// # let sent = channel.send_synchronous_request(b"question", memory, Deadline::seconds(1), &mut [1; 8])?;
+    /// # let mut bytes = [0; 8];
+    /// # sent.mdl.unwrap().read_at(0, &mut bytes).unwrap();
+    /// # assert_eq!(&bytes, b"resultal");
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// It stays until the packet is completed, and ends with it:
     ///
     /// ```compile_fail,E0505
     /// # use vmbus::kmcl::{Channel, IncomingPacket};
@@ -115,6 +211,22 @@ impl<C: Context> IncomingPacket<C> {
     }
 
     /// Returns the memory that the packet describes, only to read (`VMBUS_CHANNEL_PACKET_EXTERNAL_DATA_FLAG_READ_ONLY`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let mut first = [0; 4];
+    ///     if let Ok(data) = packet.external_data_read_only() {
+    ///         let _ = data.read_at(0, &mut first);
+    ///     }
+    ///     drop(packet.complete(&first));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # assert_eq!(sent.len, 8);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -142,6 +254,31 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Makes the external data look as if it had to be brought in first, until the packet is delivered again: for a server in
     /// this kernel that is to behave like one whose memory is paged.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     if packet.level() == Level::Dispatch {
+    ///         packet.pretend_pending();
+    ///     }
+    ///     if packet.external_data().err() == Some(Error::Pending) {
+    ///         // Comes again at `PASSIVE`, with the data there.
+    ///         let _ = packet.wait_for_external_data();
+    ///         return;
+    ///     }
+    ///     drop(packet.complete(b"answer"));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let packet = channel.packet_allocate()?;
+    /// # packet.send(b"question", Some(both.memory(b"external")?), SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # both.host().process();
+    /// # assert_eq!(channel.counters().outgoing_outstanding, 1);
+    /// # both.server().process_at_passive();
+    /// # both.host().process();
+    /// # assert_eq!(channel.counters().outgoing_outstanding, 0);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[cfg(feature = "host")]
     pub fn pretend_pending(&mut self) {
         if let Some(body) = &mut self.body {
@@ -151,6 +288,24 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Returns the transfer page ranges that the packet names, each with offset and length, once all are known to lie within a
     /// buffer of `buffer_len` bytes; and the number of the buffer, an allegation.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// /// Length of the buffer that both ends know.
+    /// const LEN: u64 = 65536;
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     match packet.transfer_pages(LEN) {
+    ///         Ok((set, ranges)) => log::debug!("{} ranges of buffer {set}", ranges.count()),
+    ///         Err(error) => log::warn!("{error}"),
+    ///     }
+    /// }
+    /// # let other = Loopback::new(on_packet)?;
+    /// # other.open()?.send_transfer_pages(7, &[(0, 10)], b"received")?;
+    /// # other.host().process();
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -168,6 +323,21 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Completes the packet (`VmbChannelPacketComplete`): sends `answer` back if the peer asked for a completion, and gives up
     /// its memory. A completion that finds the ring full waits in line.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     let status = 0_u32;
+    ///     if let Err(refused) = packet.complete(&status.to_le_bytes()) {
+    ///         log::warn!("not answered: {refused}");
+    ///     }
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 64])?;
+    /// # assert_eq!(sent.len, 8);
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -191,6 +361,22 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Fails a packet that cannot be understood (`VmbChannelPacketFail`): nothing more is delivered on this channel until it
     /// is opened again. The sender gets an empty completion.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     match packet.payload() {
+    ///         [1, ..] => drop(packet.complete(&[0; 8])),
+    ///         // Nobody knows what it says, or what follows.
+    ///         _ => packet.fail(),
+    ///     }
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", None, Deadline::seconds(1), &mut [0; 64])?;
+    /// # assert_eq!(both.server().counters().failed, 1);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn fail(mut self) {
         if let Some(body) = self.body.take() {
             let core = self.core();
@@ -203,6 +389,24 @@ impl<C: Context> IncomingPacket<C> {
     /// Puts the packet back, to be delivered again at `PASSIVE` (`VmbChannelPacketDeferToPassive`); later packets do not
     /// overtake it. Only from the packet callback itself.
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, packet: IncomingPacket<()>) {
+    ///     if packet.level() == Level::Dispatch {
+    ///         // What is to be done may block.
+    ///         let _ = packet.defer_to_passive();
+    ///         return;
+    ///     }
+    ///     drop(packet.complete(&[0; 8]));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let client = both.open()?;
+    /// # client.send(b"notice")?;
+    /// # both.host().process();
+    /// # assert!(both.server().needs_passive());
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The packet comes back, if this is not the channel's packet callback.
@@ -212,6 +416,21 @@ impl<C: Context> IncomingPacket<C> {
 
     /// Puts the packet back, to be delivered again when its external data is there: the answer to [`Error::Pending`]. Only from
     /// the packet callback itself.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     if packet.external_data().err() == Some(Error::Pending) {
+    ///         let _ = packet.wait_for_external_data();
+    ///         return;
+    ///     }
+    ///     drop(packet.complete(&[0; 8]));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -272,18 +491,58 @@ pub struct ExternalData<'p> {
 
 impl ExternalData<'_> {
     /// Returns the length in bytes.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let len = packet.external_data().map_or(0, |data| data.len() as u64);
+    ///     drop(packet.complete(&len.to_le_bytes()));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # assert_eq!(sent.len, 8);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn len(&self) -> usize {
         self.mdl.len()
     }
 
     /// Returns true if there are no bytes.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let is_there = packet.external_data().is_ok_and(|data| !data.is_empty());
+    /// #     assert!(is_there);
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.mdl.is_empty()
     }
 
     /// Copies bytes out; each is read once.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let mut first = [0; 8];
+    ///     if let Ok(data) = packet.external_data() {
+    ///         let _ = data.read_at(0, &mut first);
+    ///     }
+    /// #     assert_eq!(&first, b"external");
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -293,6 +552,22 @@ impl ExternalData<'_> {
     }
 
     /// Copies bytes in.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let written = packet.external_data().and_then(|data| data.write_at(0, b"result"));
+    ///     let status = written.map_or_else(|error| error.ntstatus(), |()| NtStatus::SUCCESS);
+    ///     drop(packet.complete(&status.0.to_le_bytes()));
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # let mut bytes = [0; 8];
+    /// # sent.mdl.unwrap().read_at(0, &mut bytes).unwrap();
+    /// # assert_eq!(&bytes, b"resultal");
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -305,6 +580,18 @@ impl ExternalData<'_> {
     }
 
     /// Returns the number of parts of the chain.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// fn on_packet(_: &Channel, mut packet: IncomingPacket<()>) {
+    ///     let parts = packet.external_data().map_or(0, |data| data.chain_len());
+    /// #     assert_eq!(parts, 1);
+    /// }
+    /// # let both = Loopback::new(on_packet)?;
+    /// # let channel = both.open()?;
+    /// # let sent = channel.send_synchronous_request(b"question", Some(both.memory(b"external")?), Deadline::seconds(1), &mut [0; 64])?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn chain_len(&self) -> usize {
         self.mdl.chain_len()

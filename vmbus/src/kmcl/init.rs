@@ -37,6 +37,17 @@ pub struct DisabledChannel<C: Context = ()> {
 impl Channel<()> {
     /// Makes a client endpoint (`VmbChannelAllocate` with `IsServer` false), with default parameters and no callbacks.
     ///
+    /// ```
+    /// # use vmbus::{Bus, Deadline, kmcl::*, protocol::Guid};
+    /// # fn example(bus: &Bus) -> Result<(), Error> {
+    /// const CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+    /// let channel = Channel::allocate_client(bus)?
+    ///     .init_set_target(CLASS, Instance::Any)
+    ///     .enable(Deadline::seconds(10))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::OutOfMemory`].
@@ -46,6 +57,16 @@ impl Channel<()> {
 
     /// Makes a client endpoint with data of the driver's own, which callbacks get from [`Channel::context`]
     /// (`VmbChannelAllocate` and `VmbChannelSetPointer`).
+    ///
+    /// ```
+    /// # use vmbus::{Bus, kmcl::*};
+    /// # fn example(bus: &Bus) -> Result<(), Error> {
+    /// struct Disk { name: &'static str }
+    /// let channel = Channel::allocate_client_with(bus, Disk { name: "system" })?;
+    /// assert_eq!(channel.context().name, "system");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -83,6 +104,14 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let channel = Channel::allocate_client_with(both.host(), 42_u64)?;
+    /// assert_eq!(*channel.context(), 42);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn context(&self) -> &C {
         &self.context
@@ -97,6 +126,18 @@ impl<C: Context> DisabledChannel<C> {
     /// Sets the receive callbacks (`VmbChannelInitSetProcessPacketCallbacks`): `process_packet` for each packet,
     /// `processing_complete` after each batch with the number of packets in it. Without this call, packets are completed empty
     /// and counted.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_process_packet_callbacks(
+    ///     |_, packet| drop(packet.complete(&[])),
+    ///     |_, count| log::debug!("{count} packets"),
+    /// );
+    /// # channel.enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_process_packet_callbacks(
         mut self,
@@ -110,6 +151,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets the packet callback alone: `ProcessingCompleteCallback` is NULL.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_process_packet_callback(|_, packet| drop(packet.complete(&[])));
+    /// # channel.enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_process_packet_callback(
         mut self,
@@ -122,6 +172,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets the callbacks about the channel's state (`VmbChannelInitSetStateChangeCallbacks`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let callbacks = StateChangeCallbacks::new().closed(|channel| log::info!("{} is closed", channel.id()));
+    /// let channel = channel.init_set_state_change_callbacks(callbacks).enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_state_change_callbacks(mut self, callbacks: StateChangeCallbacks<C>) -> Self {
         self.out_of_memory |= callbacks.out_of_memory;
@@ -131,6 +190,18 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Sets what is called when packets wait for [`Channel::process_at_passive`]: say, wake the task that calls it. Called at
     /// `DISPATCH`.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel
+    ///     .init_set_incoming_processing_at_passive(Level::Passive)
+    ///     .init_set_passive_wake(|_| wake_my_task())
+    ///     .enable(Deadline::seconds(1))?;
+    /// # fn wake_my_task() {}
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_passive_wake(mut self, wake: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
         let boxed = try_box(wake).map(|boxed| -> Box<Notice<C>> { boxed });
@@ -139,6 +210,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets what is called when the offer was found but could not be connected (`EvtChannelPnpFailure`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_pnp_failure_callback(|_, error| log::error!("no connection: {error}"));
+    /// # channel.enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_pnp_failure_callback(mut self, failed: impl Fn(&C, Error) + Send + Sync + 'static) -> Self {
         let boxed = try_box(failed).map(|boxed| -> Box<PnpFailure<C>> { boxed });
@@ -147,6 +227,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets flags (`VmbChannelInitSetFlags`). None are documented, so none are known.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_flags(0)?;
+    /// assert_eq!(channel.init_set_flags(1).unwrap_err().error, Error::InvalidFlags(1));
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -163,6 +252,15 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Reserves `count` buffers of `bytes` bytes for [`Channel::allocate_bounce_buffer`]
     /// (`VmbChannelInitSetBounceBufferSizes`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_bounce_buffer_sizes(4, 4096).enable(Deadline::seconds(1))?;
+    /// let buffer = channel.allocate_bounce_buffer(512)?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_bounce_buffer_sizes(mut self, count: usize, bytes: usize) -> Self {
         self.settings.bounce_buffers = if bytes == 0 { 0 } else { count };
@@ -171,6 +269,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Names the channel, for logs and the status table (`VmbChannelInitSetFriendlyName`); the first 48 bytes are copied.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_friendly_name("disk 0");
+    /// # assert_eq!(channel.enable(Deadline::seconds(1))?.friendly_name(), "disk 0");
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_friendly_name(mut self, name: &str) -> Self {
         self.settings.name = Name::new(name);
@@ -179,6 +286,15 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Sets the longest payload that is sent or received (`VmbChannelInitSetMaximumPacketSize`), completions included. A
     /// longer packet of the peer breaks the channel.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_maximum_packet_size(64)?.enable(Deadline::seconds(1))?;
+    /// assert_eq!(channel.send(&[0; 65]), Err(Error::PacketTooLarge { len: 65, limit: 64 }));
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -195,6 +311,16 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets how much memory a packet may describe, and in how many parts (`VmbChannelInitSetMaximumExternalData`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// // 1 MiB in at most 8 parts.
+    /// let channel = channel.init_set_maximum_external_data(1 << 20, 8)?;
+    /// # channel.enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -214,6 +340,16 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets how many packets may be in flight or in line at a time (`VmbChannelInitSetMaximumPacketCount`); 0 means 1.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_maximum_packet_count(1).enable(Deadline::seconds(1))?;
+    /// let only_one = channel.packet_allocate()?;
+    /// assert_eq!(channel.packet_allocate().unwrap_err(), Error::TooManyPackets);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_maximum_packet_count(mut self, packets: u32) -> Self {
         self.settings.maximum_packet_count = packets.clamp(1, u32::MAX / 4);
@@ -221,6 +357,14 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets how many incoming packets may be held uncompleted; see [`Channel::set_transaction_quota`]. 0 means 1.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_transaction_quota(256).enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_transaction_quota(mut self, quota: u32) -> Self {
         self.settings.quota = quota.clamp(1, u32::MAX / 4);
@@ -228,6 +372,17 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets how many bytes each incoming packet has for the driver's use (`VmbChannelInitSetClientContextSize`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel
+    ///     .init_set_client_context_size(8)
+    ///     .init_set_process_packet_callback(|_, mut packet| packet.client_context().fill(1));
+    /// # channel.enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_client_context_size(mut self, bytes: usize) -> Self {
         self.settings.client_context_size = bytes;
@@ -235,6 +390,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets how many bytes each packet object has for the driver's use (`VmbChannelInitSetInlinePacketContextSize`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_inline_packet_context_size(8).enable(Deadline::seconds(1))?;
+    /// assert_eq!(channel.packet_allocate()?.inline_context(), [0; 8]);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_inline_packet_context_size(mut self, bytes: usize) -> Self {
         self.settings.inline_packet_context_size = bytes;
@@ -242,6 +406,16 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Has the channel start paused, as `VmbChannelPause` on a disabled channel does, until [`Channel::start`].
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.pause_when_enabled().enable(Deadline::seconds(1))?;
+    /// assert!(!channel.is_running());
+    /// channel.start(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn pause_when_enabled(mut self) -> Self {
         self.settings.paused = true;
@@ -249,6 +423,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Chooses where packets are delivered; see [`Channel::set_incoming_processing_at_passive`].
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = channel.init_set_incoming_processing_at_passive(Level::Passive).enable(Deadline::seconds(1))?;
+    /// channel.process_at_passive();
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_incoming_processing_at_passive(mut self, level: Level) -> Self {
         self.settings.at_passive = level == Level::Passive;
@@ -257,6 +440,15 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Sets the data pages of both rings (`VmbClientChannelInitSetRingBufferPageCount`); one control page each comes on top. Too
     /// few for the largest packet are rounded up.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// // 32 KiB in, 128 KiB out.
+    /// let channel = channel.init_set_ring_buffer_page_count(8, 32).enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_ring_buffer_page_count(mut self, incoming: usize, outgoing: usize) -> Self {
         self.settings.incoming_pages = incoming.clamp(1, MAX_RING_PAGES);
@@ -265,6 +457,17 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Chooses the offer by class and instance (`VmbClientChannelInitSetTargetPnp`).
+    ///
+    /// ```
+    /// # use vmbus::{Bus, Deadline, kmcl::*, protocol::Guid};
+    /// # fn example(bus: &Bus) -> Result<(), Error> {
+    /// const CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+    /// const SECOND: Guid = Guid::literal("5a17e5a1-0000-4000-8000-000000000002");
+    /// let any = Channel::allocate_client(bus)?.init_set_target(CLASS, Instance::Any);
+    /// let second = Channel::allocate_client(bus)?.init_set_target(CLASS, Instance::Only(SECOND));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn init_set_target(mut self, class: Guid, instance: Instance) -> Self {
         self.settings.target.class = class;
@@ -273,6 +476,17 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Chooses exactly the offer with this number, whatever its class.
+    ///
+    /// ```
+    /// # use vmbus::{Bus, Deadline, kmcl::*};
+    /// # fn example(bus: &Bus) -> Result<(), Error> {
+    /// for offer in bus.offers() {
+    ///     let channel = Channel::allocate_client(bus)?.init_set_target_channel(offer.channel);
+    ///     // ...
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn init_set_target_channel(mut self, channel: ChannelId) -> Self {
         self.settings.target.channel = Some(channel);
@@ -280,6 +494,17 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Chooses a subchannel of this channel, instead of a primary one (`VmbChannelInitSetPrimaryChannel`).
+    ///
+    /// ```
+    /// # use vmbus::{Bus, Deadline, kmcl::*, protocol::Guid};
+    /// # fn example(bus: &Bus, class: Guid, primary: &Channel) -> Result<(), Error> {
+    /// let second = Channel::allocate_client(bus)?
+    ///     .init_set_target(class, Instance::Only(primary.interface_instance()))
+    ///     .init_set_primary_channel(primary.id())
+    ///     .enable(Deadline::seconds(10))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn init_set_primary_channel(mut self, primary: ChannelId) -> Self {
         self.settings.target.primary = Some(primary);
@@ -287,6 +512,15 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Chooses the processor that the host interrupts for this channel (`VmbClientChannelInitSetTargetProcessorIndex`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// use vmbus::platform::ProcessorIndex;
+    /// let channel = channel.init_set_target_processor_index(ProcessorIndex(0)).enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_target_processor_index(mut self, processor: ProcessorIndex) -> Self {
         self.settings.processor = processor;
@@ -294,6 +528,16 @@ impl<C: Context> DisabledChannel<C> {
     }
 
     /// Sets the bytes that the host's device gets with the opening of the channel.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let mut data = [0; 120];
+    /// data[0] = 1;
+    /// let channel = channel.init_set_open_data(data).enable(Deadline::seconds(1))?;
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn init_set_open_data(mut self, user_data: [u8; 120]) -> Self {
         self.settings.user_data = user_data;
@@ -302,6 +546,19 @@ impl<C: Context> DisabledChannel<C> {
 
     /// Enables the channel (`VmbChannelEnable`). A client finds the offer, or waits for it, opens it, and has run the opened,
     /// started and post-started callbacks when this returns. All memory that packets need is reserved here.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.client()?;
+    /// let channel = match channel.enable(Deadline::seconds(10)) {
+    ///     Ok(channel) => channel,
+    ///     // The disabled channel is in `given`, to be tried again.
+    ///     Err(refused) => return Err(refused.error),
+    /// };
+    /// assert!(channel.is_running());
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

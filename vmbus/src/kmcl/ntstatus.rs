@@ -50,6 +50,11 @@ impl NtStatus {
     pub const ACCESS_DENIED: Self = Self(0xc000_0022);
 
     /// Returns true for success and information values (`NT_SUCCESS`): those without the top bit.
+    ///
+    /// ```
+    /// use vmbus::kmcl::NtStatus;
+    /// assert!(NtStatus::PENDING.is_success() && !NtStatus::BUFFER_OVERFLOW.is_success());
+    /// ```
     #[must_use]
     pub const fn is_success(self) -> bool {
         self.0 >> 31 == 0

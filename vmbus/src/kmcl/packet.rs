@@ -144,12 +144,35 @@ impl<C: Context> OutgoingPacket<C> {
     }
 
     /// Returns the channel that the packet belongs to (`VmbPacketGetChannel`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let packet = channel.packet_allocate()?;
+    /// assert_eq!(packet.channel().id(), channel.id());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub const fn channel(&self) -> &Channel<C> {
         &self.channel
     }
 
     /// Replaces the completion routine (`VmbPacketSetCompletionRoutine`). Without one, a completed packet is freed.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let mut packet = channel.packet_allocate()?;
+    /// packet.set_completion_routine(|_, packet, status| match status {
+    ///     Ok(()) => log::info!("{:02x?}", packet.completion()),
+    ///     Err(error) => log::warn!("{error}"),
+    /// });
+    /// packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # both.host().process();
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn set_completion_routine(&mut self, routine: CompletionRoutine<C>) {
         if let Some(body) = &mut self.body {
             body.routine = Some(routine);
@@ -157,6 +180,19 @@ impl<C: Context> OutgoingPacket<C> {
     }
 
     /// Stores a number of the driver's with the packet (`VmbPacketSetPointer`), say an index into its own table.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let mut packet = channel.packet_allocate()?;
+    /// // Which of the driver's own requests it is.
+    /// packet.set_pointer(7);
+    /// packet.set_completion_routine(|_, packet, _| assert_eq!(packet.pointer(), 7));
+    /// packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # both.host().process();
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn set_pointer(&mut self, pointer: usize) {
         if let Some(body) = &mut self.body {
             body.pointer = pointer;
@@ -164,6 +200,14 @@ impl<C: Context> OutgoingPacket<C> {
     }
 
     /// Returns the number that was stored last, 0 at first (`VmbPacketGetPointer`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// assert_eq!(channel.packet_allocate()?.pointer(), 0);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn pointer(&self) -> usize {
         self.body.as_ref().map_or(0, |body| body.pointer)
@@ -171,18 +215,54 @@ impl<C: Context> OutgoingPacket<C> {
 
     /// Returns the packet's bytes for the driver's use, as many as `init_set_inline_packet_context_size` asked for, zero at
     /// first (`VmbPacketGetInlinePacketContextPointer`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// let channel = both.client()?.init_set_inline_packet_context_size(8).enable(Deadline::seconds(1))?;
+    /// let mut packet = channel.packet_allocate()?;
+    /// packet.inline_context().copy_from_slice(b"my bytes");
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn inline_context(&mut self) -> &mut [u8] {
         self.body.as_mut().map_or(&mut [], |body| &mut body.inline)
     }
 
     /// Returns the payload of the completion, padded to a multiple of 8 bytes; only its beginning if it is longer than the
     /// channel's maximum packet size. Nothing before the packet was completed.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let mut packet = channel.packet_allocate()?;
+    /// packet.set_completion_routine(|_, packet, _| assert_eq!(packet.completion(), b"question"));
+    /// packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # both.host().process();
+    /// # assert_eq!(channel.counters().outgoing_outstanding, 0);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn completion(&self) -> &[u8] {
         self.body.as_ref().map_or(&[], |body| body.kept())
     }
 
     /// Takes back the memory that the packet had lent, once it is completed.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let mut packet = channel.packet_allocate()?;
+    /// packet.set_completion_routine(|_, mut packet, _| {
+    ///     let memory = packet.take_mdl();
+    ///     assert_eq!(memory.unwrap().len(), 8);
+    /// });
+    /// packet.send(b"look", Some(both.memory(b"external")?), SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # both.host().process();
+    /// # assert_eq!(channel.counters().outgoing_outstanding, 0);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn take_mdl(&mut self) -> Option<Mdl> {
         self.body.as_mut()?.lent.take().map(Lent::into_whole)
     }
@@ -190,6 +270,18 @@ impl<C: Context> OutgoingPacket<C> {
     /// Sends the packet (`VmbPacketSend`), with `payload` in the ring and the memory of `mdl` described. The packet waits in
     /// line if the ring is full. The completion routine is called when the peer has completed it, or, without
     /// [`SendFlags::WAIT_FOR_COMPLETION`], once it is in the ring.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// // Nobody has to answer.
+    /// channel.packet_allocate()?.send(b"notice", None, SendFlags::empty())?;
+    /// // Memory is lent until the completion.
+    /// let memory = both.memory(b"external")?;
+    /// channel.packet_allocate()?.send(b"look", Some(memory), SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -212,6 +304,18 @@ impl<C: Context> OutgoingPacket<C> {
 
     /// Sends the packet with the bytes `offset..offset + len` of `mdl` described (`VmbPacketSendWithExternalMdl`); a `len` of
     /// 0 means to the end. [`SendFlags::WAIT_FOR_COMPLETION`] must be set.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let memory = both.memory(&[7; 8192])?;
+    /// // 512 bytes from byte 4096 on.
+    /// channel
+    ///     .packet_allocate()?
+    ///     .send_with_external_mdl(b"write", memory, 4096, 512, SendFlags::WAIT_FOR_COMPLETION)?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -52,12 +52,28 @@ pub struct Reply<C: Context> {
 
 impl<C: Context> Reply<C> {
     /// Returns the completion's payload, padded to a multiple of 8 bytes.
+    ///
+    /// ```
+    /// # async fn example(channel: &vmbus::kmcl::Channel) -> Result<(), vmbus::kmcl::Error> {
+    /// let reply = channel.request(b"question", None).await?;
+    /// let status = reply.payload().first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.packet.completion()
     }
 
     /// Takes back the memory that the request had lent.
+    ///
+    /// ```
+    /// # async fn example(channel: &vmbus::kmcl::Channel, buffer: vmbus::memory::DmaBuffer) -> Result<(), vmbus::kmcl::Error> {
+    /// let mut reply = channel.request(b"read", Some(buffer.into())).await?;
+    /// let memory = reply.take_mdl();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn take_mdl(&mut self) -> Option<Mdl> {
         self.packet.take_mdl()
     }
@@ -142,6 +158,18 @@ impl<C: Context> Channel<C> {
     /// Sends a request and waits for its completion (`VmbChannelSendSynchronousRequest` with the flag
     /// `WAIT_FOR_COMPLETION`). The completion's beginning is copied to `completion`, whose length is a multiple of 8.
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// let mut answer = [0; 16];
+    /// let memory = both.memory(b"lent")?;
+    /// let sent = channel.send_synchronous_request(b"question", Some(memory), Deadline::seconds(1), &mut answer)?;
+    /// assert_eq!(&answer[..sent.len], b"question");
+    /// assert_eq!(sent.mdl.unwrap().len(), 4, "it is ours again");
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// The memory comes back where the peer does not have it:
@@ -169,6 +197,21 @@ impl<C: Context> Channel<C> {
 
     /// Sends a request, with or without waiting for its completion (`VmbChannelSendSynchronousRequest`). A server may only send
     /// with a deadline of zero and without waiting.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let channel = both.open()?;
+    /// // Only if it fits into the ring now, and without waiting for anybody.
+    /// channel.send_synchronous(SynchronousRequest {
+    ///     payload: b"notice",
+    ///     mdl: None,
+    ///     flags: SendFlags::empty(),
+    ///     completion: None,
+    ///     deadline: Deadline::IMMEDIATE,
+    /// })?;
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -205,6 +205,11 @@ pub struct StateChangeCallbacks<C: Context> {
 
 impl<C: Context> StateChangeCallbacks<C> {
     /// No callbacks (`VMB_CHANNEL_STATE_CHANGE_CALLBACKS_INIT`).
+    ///
+    /// ```
+    /// use vmbus::kmcl::StateChangeCallbacks;
+    /// let callbacks = StateChangeCallbacks::<()>::new();
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -224,6 +229,15 @@ impl<C: Context> StateChangeCallbacks<C> {
     }
 
     /// The channel is open, no traffic yet (`EvtVmbChannelOpened`). An error undoes the opening.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::{NtStatus, StateChangeCallbacks};
+    /// // Only with what we know how to drive.
+    /// let callbacks = StateChangeCallbacks::<()>::new().opened(|channel| match channel.offer_user_defined() {
+    ///     [0, ..] => Ok(()),
+    ///     _ => Err(NtStatus::INVALID_DEVICE_STATE),
+    /// });
+    /// ```
     #[must_use]
     pub fn opened(mut self, callback: impl Fn(&Channel<C>) -> OpenedResult + Send + Sync + 'static) -> Self {
         self.opened = self.keep(try_box(callback).map(|boxed| -> Box<Opened<C>> { boxed }));
@@ -232,6 +246,12 @@ impl<C: Context> StateChangeCallbacks<C> {
 
     /// Packets may be sent, which then wait in line; nothing is received yet (`EvtVmbChannelStarted`). Waiting for a
     /// completion here is refused.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::StateChangeCallbacks;
+    /// // The first packet, in front of all others.
+    /// let callbacks = StateChangeCallbacks::<()>::new().started(|channel| drop(channel.send(b"hello")));
+    /// ```
     #[must_use]
     pub fn started(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
         self.started = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
@@ -239,6 +259,15 @@ impl<C: Context> StateChangeCallbacks<C> {
     }
 
     /// Completions are received, and may be waited for (`EvtVmbChannelPostStarted`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::StateChangeCallbacks};
+    /// let callbacks = StateChangeCallbacks::<()>::new().post_started(|channel| {
+    ///     let mut version = [0; 8];
+    ///     let asked = channel.send_synchronous_request(b"version", None, Deadline::seconds(1), &mut version);
+    ///     log::info!("{asked:?}: {version:?}");
+    /// });
+    /// ```
     #[must_use]
     pub fn post_started(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
         self.post_started = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
@@ -247,6 +276,16 @@ impl<C: Context> StateChangeCallbacks<C> {
 
     /// No packet is being processed, and none will be (`EvtVmbChannelSuspend`): those that the driver holds must be
     /// completed, now or later.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::{IncomingPacket, StateChangeCallbacks};
+    /// # use std::sync::Mutex;
+    /// struct Server { held: Mutex<Vec<IncomingPacket<Server>>> }
+    /// let callbacks = StateChangeCallbacks::<Server>::new().suspend(|channel| {
+    ///     let held = std::mem::take(&mut *channel.context().held.lock().unwrap());
+    ///     held.into_iter().for_each(|packet| drop(packet.complete(&[])));
+    /// });
+    /// ```
     #[must_use]
     pub fn suspend(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
         self.suspend = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));
@@ -254,6 +293,11 @@ impl<C: Context> StateChangeCallbacks<C> {
     }
 
     /// The channel is closed (`EvtVmbChannelClosed`).
+    ///
+    /// ```
+    /// # use vmbus::kmcl::StateChangeCallbacks;
+    /// let callbacks = StateChangeCallbacks::<()>::new().closed(|channel| log::info!("{} is closed", channel.id()));
+    /// ```
     #[must_use]
     pub fn closed(mut self, callback: impl Fn(&Channel<C>) + Send + Sync + 'static) -> Self {
         self.closed = self.keep(try_box(callback).map(|boxed| -> Box<Notice<C>> { boxed }));

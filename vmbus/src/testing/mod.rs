@@ -6,6 +6,7 @@
 //!   addresses are neither identical to the kernel's nor contiguous, which counts, poisons, and can be told to fail.
 //! - `model` (as above) is a host: a hypervisor and a VMBus server that were written from the specifications, with
 //!   offsets as literals and none of this crate's wire structures, so that a mistake in those shows.
+//! - `Loopback` (as above, with the feature `host`) is a channel with both ends in the process, for tests of drivers.
 //! - `TestHeap` (as above) is a heap for a test program that lets one allocation of the guest's fail.
 //!
 //! Under Miri, use `-Zmiri-disable-weak-memory-emulation`: guest and host reach the same bytes as bytes and as words, which
@@ -18,6 +19,8 @@ mod check;
 mod fake_platform;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 mod heap;
+#[cfg(all(any(test, feature = "testing"), feature = "host", not(loom), not(target_os = "none")))]
+mod loopback;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 pub mod model;
 
@@ -26,3 +29,5 @@ pub use check::{PlatformFault, PlatformReport, check_platform};
 pub use fake_platform::{BadAccess, FakePlatform, HostSide, ProcessorGuard};
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 pub use heap::TestHeap;
+#[cfg(all(any(test, feature = "testing"), feature = "host", not(loom), not(target_os = "none")))]
+pub use loopback::Loopback;

@@ -60,6 +60,12 @@ pub enum Saved {
 
 impl Saved {
     /// Returns the status that KMCL documents for this.
+    ///
+    /// ```
+    /// use vmbus::kmcl::{NtStatus, Saved};
+    /// let saved = Saved::More { filled: 512, required: 64 };
+    /// assert_eq!(saved.ntstatus(), NtStatus::BUFFER_OVERFLOW);
+    /// ```
     #[must_use]
     pub const fn ntstatus(&self) -> NtStatus {
         match self {
@@ -69,6 +75,11 @@ impl Saved {
     }
 
     /// Returns how many bytes of the buffer were written.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::Saved;
+    /// assert_eq!(Saved::All { filled: 64 }.filled(), 64);
+    /// ```
     #[must_use]
     pub const fn filled(&self) -> usize {
         match self {
@@ -89,6 +100,11 @@ pub enum Restored {
 
 impl Restored {
     /// Returns the status that KMCL documents for this.
+    ///
+    /// ```
+    /// use vmbus::kmcl::{NtStatus, Restored};
+    /// assert_eq!(Restored::More.ntstatus(), NtStatus::MORE_PROCESSING_REQUIRED);
+    /// ```
     #[must_use]
     pub const fn ntstatus(&self) -> NtStatus {
         match self {
@@ -119,6 +135,29 @@ impl<C: Context> DisabledChannel<C> {
     /// `restore` gets the channel's own part and the driver's: it takes a packet ([`Channel::packet_allocate`]), calls
     /// [`OutgoingPacket::set_completion_routine`], and then [`OutgoingPacket::restore`] with the channel's part. Without
     /// callbacks packets are restored without a routine.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::*;
+    /// # fn example(server: DisabledChannel) -> DisabledChannel {
+    /// /// What is known of a packet: where it came from.
+    /// fn save(_: &Channel, packet: PacketInUse<'_>, buffer: &mut [u8]) -> Result<usize, Error> {
+    ///     let state = packet.pointer.to_le_bytes();
+    ///     let required = state.len();
+    ///     let target = buffer.get_mut(..required).ok_or(Error::BufferTooSmall { required })?;
+    ///     target.copy_from_slice(&state);
+    ///     Ok(required)
+    /// }
+    ///
+    /// fn restore(channel: &Channel, library: &[u8], state: &[u8]) -> Result<(), Error> {
+    ///     let mut packet = channel.packet_allocate()?;
+    ///     packet.set_completion_routine(|_, packet, status| log::info!("{}: {status:?}", packet.pointer()));
+    ///     log::debug!("{state:?}");
+    ///     Ok(packet.restore(library)?)
+    /// }
+    ///
+    /// server.init_set_save_restore_packet_callbacks(save, restore)
+    /// # }
+    /// ```
     #[must_use]
     pub fn init_set_save_restore_packet_callbacks(
         mut self,

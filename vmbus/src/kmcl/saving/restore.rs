@@ -13,6 +13,17 @@ impl<C: Context> Channel<C> {
     /// Restores what an earlier server has saved, or a part of it that consists of whole chunks
     /// (`VmbChannelRestoreFromBuffer`): the buffers of [`Save::save_continue`] one after the other, or all in one.
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*};
+    /// # fn example(server: &Channel, saved: &[u8]) -> Result<(), Error> {
+    /// // Enabled with the class and instance of the server that was saved.
+    /// if server.restore_from_buffer(saved)? == Restored::All {
+    ///     server.start(Deadline::seconds(1))?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::WrongState`] if this is not a server that has taken over a channel, or all is restored; [`Error::Corrupt`] for
@@ -94,6 +105,13 @@ impl<C: Context> Core<C> {
 impl<C: Context> OutgoingPacket<C> {
     /// Becomes the packet that an earlier server had sent (`VmbPacketRestore`), from `library`, the channel's part that the
     /// restore callback got: from now on it waits for its completion. Set the completion routine before.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::*;
+    /// fn restore(channel: &Channel, library: &[u8], _: &[u8]) -> Result<(), Error> {
+    ///     Ok(channel.packet_allocate()?.restore(library)?)
+    /// }
+    /// ```
     ///
     /// # Errors
     ///

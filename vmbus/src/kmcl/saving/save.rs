@@ -55,6 +55,18 @@ impl<C: Context> Channel<C> {
     /// Begins to save a server that is paused (`VmbChannelSaveBegin`). Its end is not read until [`Save`] is dropped or, once all
     /// is saved, until the channel starts again or is [handed over](Self::hand_over).
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let client = both.open()?;
+    /// let server = both.server();
+    /// server.pause(Deadline::seconds(1))?;
+    /// let mut state = [0; 512];
+    /// let saved = server.save_begin()?.save_continue(&mut state)?;
+    /// assert!(matches!(saved, Saved::All { .. }));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::WrongState`] on a client, on a channel that is not paused or is being saved already, and while something
@@ -88,6 +100,15 @@ impl<C: Context> Channel<C> {
     /// Leaves the open channel to the next server that is enabled with the same class and instance, once it is saved. The
     /// client is not told; what it sends waits for that server. The closed callback is not called, because the channel is not.
     ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*};
+    /// # fn example(server: Channel) -> Result<(), Error> {
+    /// // Saved before. The next server of the same class and instance finds the channel open.
+    /// let disabled = server.hand_over(Deadline::seconds(1))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The handle comes back: [`Error::WrongState`] if not all was [saved](Save::save_continue); [`Error::WouldDeadlock`] from the
@@ -116,6 +137,31 @@ impl<C: Context> Channel<C> {
 
 impl<C: Context> Save<C> {
     /// Writes as many chunks as fit into `buffer`, from where the last call stopped (`VmbChannelSaveContinue`).
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
+    /// # let both = Loopback::echo()?;
+    /// # let client = both.open()?;
+    /// # let server = both.server();
+    /// # server.pause(Deadline::seconds(1))?;
+    /// let mut save = server.save_begin()?;
+    /// let mut state = Vec::new();
+    /// let mut buffer = vec![0; 16];
+    /// loop {
+    ///     match save.save_continue(&mut buffer) {
+    ///         Ok(saved) => {
+    ///             state.extend_from_slice(&buffer[..saved.filled()]);
+    ///             if let Saved::All { .. } = saved {
+    ///                 break;
+    ///             }
+    ///         }
+    ///         Err(Error::BufferTooSmall { required }) => buffer.resize(required, 0),
+    ///         Err(error) => return Err(error),
+    ///     }
+    /// }
+    /// save.save_end();
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -146,6 +192,16 @@ impl<C: Context> Save<C> {
     }
 
     /// Ends the saving (`VmbChannelSaveEnd`), as dropping does.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::*;
+    /// # fn example(server: &Channel) -> Result<(), Error> {
+    /// let save = server.save_begin()?;
+    /// // Another time.
+    /// save.save_end();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn save_end(self) {}
 
     /// Writes the next chunk.
