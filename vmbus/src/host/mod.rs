@@ -7,14 +7,15 @@
 //! end; its callbacks run when [`Host::process`] is called in the deferred-work context, or while the other end waits.
 //!
 //! What a client lends with a packet is found by the packet's id in the client's table, and compared with the page list that
-//! came through the ring; a server never touches memory because of a number that it read. Neighbours: [`crate::kmcl`], whose
-//! channel code this is a provider for; [`crate::ring`]. Source: the public documentation of KMCL's server functions.
+//! came through the ring; a server never touches memory because of a number that it read. [`storage`] is a
+//! server that comes with the crate. Neighbours: [`crate::kmcl`], whose channel code this is a provider for; [`crate::ring`]. Source: the public documentation of KMCL's server functions.
 
 mod entry;
 mod links;
 mod provider;
 mod rings;
 mod server;
+pub mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -82,6 +83,10 @@ impl Host {
                 events: Lock::new(None),
             })?,
         })
+    }
+
+    pub(crate) fn platform(&self) -> &'static dyn Platform {
+        self.inner.platform
     }
 
     /// Runs the callbacks of all ends that were signalled, until none is; returns true if there were any. Context: deferred

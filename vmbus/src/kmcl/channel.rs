@@ -293,6 +293,16 @@ impl<C: Context> Channel<C> {
         if sent { Ok(()) } else { Err(Error::RingFull) }
     }
 
+    /// Sends a completion that no incoming packet stands behind, if the ring has room: for a server that plays a broken one.
+    #[cfg(feature = "host")]
+    pub(crate) fn send_stray_completion(&self, transaction_id: u64, payload: &[u8]) -> Result<bool, Error> {
+        let core = &*self.core;
+        let header = Header::completion(transaction_id);
+        core.outgoing
+            .lock(core.platform)
+            .try_send_raw(header, &[payload], ExternalToSend::None, &core.counters)
+    }
+
     /// Sends any packet, whatever it says.
     #[cfg(test)]
     #[cfg(feature = "host")]

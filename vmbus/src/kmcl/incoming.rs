@@ -386,6 +386,32 @@ impl<C: Context> IncomingPacket<C> {
         }
     }
 
+    /// Returns the number that the peer gave the packet: an allegation, good for nothing but its completion.
+    #[cfg(feature = "host")]
+    pub(crate) fn transaction_id(&self) -> u64 {
+        self.body.as_ref().map_or(0, |body| body.transaction_id)
+    }
+
+    /// Gives up the packet without any completion, as a server does whose channel ends or that plays a broken one.
+    #[cfg(feature = "host")]
+    pub(crate) fn abandon(mut self) {
+        if let Some(mut body) = self.body.take() {
+            body.wants_completion = false;
+            self.core().complete(body, &[]);
+        }
+    }
+
+    /// Gives up the packet without any completion, and delivers nothing more on this channel until it is opened again.
+    #[cfg(feature = "host")]
+    pub(crate) fn abandon_and_stop(self) {
+        {
+            let core = self.core();
+            add(&core.counters.failed, 1);
+            core.incoming.lock(core.platform).stopped = true;
+        }
+        self.abandon();
+    }
+
     /// Puts the packet back, to be delivered again at `PASSIVE` (`VmbChannelPacketDeferToPassive`); later packets do not
     /// overtake it. Only from the packet callback itself.
     ///
