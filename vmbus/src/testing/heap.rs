@@ -1,7 +1,8 @@
 //! A heap that fails when told to: [`TestHeap`], for a test program's `#[global_allocator]`.
 //!
 //! The model and the fake platform allocate as they like. So that a test can let each allocation of the *guest* fail, one
-//! after the other, their allocations neither count nor fail.
+//! after the other, their allocations neither count nor fail. Each block remembers whose it is, so that it is in nobody's
+//! figures whoever gives it back.
 #![expect(unsafe_code, reason = "a global allocator")]
 
 use alloc::alloc::{GlobalAlloc, Layout};
@@ -14,7 +15,7 @@ thread_local! {
     static EXEMPT: Cell<usize> = const { Cell::new(0) };
     static COUNT: Cell<u64> = const { Cell::new(0) };
     static FAIL_AT: Cell<Option<u64>> = const { Cell::new(None) };
-    /// Blocks and bytes that this thread has taken and not given back.
+    /// Blocks and bytes that this thread has taken and not given back, those of exempt code left out.
     static LIVE: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
 }
 
@@ -46,7 +47,7 @@ impl TestHeap {
         FAIL_AT.take().is_some_and(|at| at >= COUNT.get())
     }
 
-    /// Returns how many blocks and bytes this thread has taken and not given back, the model's included.
+    /// Returns how many blocks and bytes this thread has taken and not given back, those of the model left out.
     ///
     /// Of this thread alone, because the test harness has one of its own, which allocates when it likes. What one thread
     /// takes and another gives back is missing in the second one's figures.
@@ -103,24 +104,43 @@ fn note(blocks: isize, bytes: usize) {
     LIVE.set((live_blocks + blocks, live_bytes + bytes));
 }
 
-// SAFETY: everything is the system's allocator's; a refusal is a null pointer, as the trait has it.
+/// The layout with one byte more behind the block, in which it stands whether it counts.
+fn with_mark(layout: Layout) -> Option<Layout> {
+    Layout::from_size_align(layout.size().checked_add(1)?, layout.align()).ok()
+}
+
+// SAFETY: everything is the system's allocator's, one byte longer than asked for; a refusal is a null pointer, as the trait
+// has it.
 unsafe impl GlobalAlloc for TestHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if !Self::may_allocate() {
+        let counts = EXEMPT.get() == 0;
+        let Some(marked) = with_mark(layout).filter(|_| Self::may_allocate()) else {
             return core::ptr::null_mut();
-        }
-        // SAFETY: as the caller promised.
-        let block = unsafe { System.alloc(layout) };
+        };
+        // SAFETY: a layout that is not empty.
+        let block = unsafe { System.alloc(marked) };
         if !block.is_null() {
-            note(1, layout.size());
+            // SAFETY: the mark lies inside of the block.
+            let mark = unsafe { block.add(layout.size()) };
+            // SAFETY: as above.
+            unsafe { mark.write(u8::from(counts)) };
+            if counts {
+                note(1, layout.size());
+            }
         }
         block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        note(-1, layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(block, layout) };
+        let Some(marked) = with_mark(layout) else { return };
+        // SAFETY: the mark lies inside of the block.
+        let mark = unsafe { block.add(layout.size()) };
+        // SAFETY: written when the block was allocated.
+        if unsafe { mark.read() } != 0 {
+            note(-1, layout.size());
+        }
+        // SAFETY: allocated above, with this layout.
+        unsafe { System.dealloc(block, marked) };
     }
 }
 
@@ -174,5 +194,16 @@ mod tests {
         });
         assert_eq!(TestHeap::allocations(), before + 1);
         assert_eq!(EXEMPT.get(), 0);
+    }
+
+    #[test]
+    fn what_is_exempt_is_not_in_the_figures_whoever_gives_it_back() {
+        let before = TestHeap::live();
+        // SAFETY: a layout with a size.
+        let block = TestHeap::exempt(|| unsafe { TestHeap.alloc(LAYOUT) });
+        assert_eq!(TestHeap::live(), before);
+        // SAFETY: allocated just now, in the same way.
+        unsafe { TestHeap.dealloc(block, LAYOUT) };
+        assert_eq!(TestHeap::live(), before);
     }
 }
