@@ -15,9 +15,8 @@
 use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, Ordering};
 
-use super::{DmaBuffer, DmaError, OutOfRange, PAGE_SIZE, Pfn, pages_for};
+use super::{DmaBuffer, DmaError, OutOfRange, PAGE_SIZE, Pfn, copy, pages_for};
 use crate::Platform;
 use crate::fallible::{OutOfMemory, Shared, TryPush, try_vec_with_capacity};
 
@@ -462,9 +461,8 @@ impl Piece {
         match &self.memory {
             Memory::Dma(buffer) => Ok(buffer.read_at(position, target)?),
             Memory::Kernel(memory) => {
-                for (index, byte) in target.iter_mut().enumerate() {
-                    *byte = memory.byte(position + index).load(Ordering::Relaxed);
-                }
+                // SAFETY: `target` is as long as a part of the range that the constructor's caller vouched for.
+                unsafe { copy::from_shared(target, memory.at(position)) };
                 Ok(())
             }
             Memory::Pages(_) => Err(MdlError::NoAddress),
@@ -476,9 +474,8 @@ impl Piece {
         match &self.memory {
             Memory::Dma(buffer) => Ok(buffer.write_at(position, source)?),
             Memory::Kernel(memory) => {
-                for (index, byte) in source.iter().enumerate() {
-                    memory.byte(position + index).store(*byte, Ordering::Relaxed);
-                }
+                // SAFETY: `source` is as long as a part of the range that the constructor's caller vouched for.
+                unsafe { copy::to_shared(memory.at(position), source) };
                 Ok(())
             }
             Memory::Pages(_) => Err(MdlError::NoAddress),
@@ -487,12 +484,10 @@ impl Piece {
 }
 
 impl KernelMemory {
-    /// Returns the byte at `position`, which the `Mdl` has checked against its length.
-    const fn byte(&self, position: usize) -> &AtomicU8 {
+    /// Returns where `position` lies, which the `Mdl` has checked against its length.
+    const fn at(&self, position: usize) -> NonNull<u8> {
         // SAFETY: inside the range that the constructor's caller vouched for.
-        let pointer = unsafe { self.base.add(position) };
-        // SAFETY: valid while `self` lives, and reached only as atomic bytes or by the host.
-        unsafe { AtomicU8::from_ptr(pointer.as_ptr()) }
+        unsafe { self.base.add(position) }
     }
 }
 

@@ -9,6 +9,7 @@
 //! - `DmaBuffer`: a counted range of such pages, to lend to the host; `Mdl`: a chain of such ranges.
 
 mod address;
+mod copy;
 #[cfg(feature = "alloc")]
 mod dma;
 #[cfg(feature = "alloc")]

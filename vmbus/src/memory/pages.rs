@@ -6,9 +6,9 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::{Gpa, PAGE_SIZE, Pfn};
+use super::{Gpa, PAGE_SIZE, Pfn, copy};
 use crate::Platform;
 use crate::platform::{NotMapped, OutOfPages, PageUse};
 
@@ -136,9 +136,10 @@ impl SharedPages {
     /// [`OutOfRange`] if the range leaves the block; nothing is copied then.
     pub fn read_at(&self, offset: usize, target: &mut [u8]) -> Result<(), OutOfRange> {
         self.check(offset, target.len())?;
-        for (index, byte) in target.iter_mut().enumerate() {
-            *byte = self.byte(offset + index).load(Ordering::Relaxed);
-        }
+        // SAFETY: inside the block or at its end, as just checked.
+        let source = unsafe { self.base.add(offset) };
+        // SAFETY: valid for that many bytes, which are only ever reached as atomics or by such copies.
+        unsafe { copy::from_shared(target, source) };
         Ok(())
     }
 
@@ -149,19 +150,11 @@ impl SharedPages {
     /// [`OutOfRange`] if the range leaves the block; nothing is copied then.
     pub fn write_at(&self, offset: usize, source: &[u8]) -> Result<(), OutOfRange> {
         self.check(offset, source.len())?;
-        for (index, byte) in source.iter().enumerate() {
-            self.byte(offset + index).store(*byte, Ordering::Relaxed);
-        }
+        // SAFETY: inside the block or at its end, as just checked.
+        let target = unsafe { self.base.add(offset) };
+        // SAFETY: valid for that many bytes, which are only ever reached as atomics or by such copies.
+        unsafe { copy::to_shared(target, source) };
         Ok(())
-    }
-
-    /// Returns the byte at `offset`, which the caller has checked.
-    fn byte(&self, offset: usize) -> &AtomicU8 {
-        debug_assert!(offset < self.len_bytes(), "checked by the caller");
-        // SAFETY: the byte lies inside the block, which is mapped, writable and alive as long as `self`.
-        let pointer = unsafe { self.base.add(offset) };
-        // SAFETY: valid as above; it is only ever reached as an atomic or by raw copies.
-        unsafe { AtomicU8::from_ptr(pointer.as_ptr()) }
     }
 
     /// Returns the aligned 32-bit or 64-bit word at byte `offset` as an atomic.

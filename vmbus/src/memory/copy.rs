@@ -1,0 +1,103 @@
+//! Copies between private memory and memory that others may change meanwhile, for data in bulk.
+//!
+//! A plain copy would be a data race. Longer ones are the processor's string move, which the compiler sees as one opaque access, and which is as
+//! fast as any copy from some hundred bytes on, at any alignment and without vector registers; short ones, and all under Miri and on
+//! other machines, are atomic bytes. What arrives may be torn, and each shared byte is read once. The ring has copies of its own, tuned
+//! for packets.
+#![expect(unsafe_code, reason = "copies through raw pointers to shared memory")]
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+/// From this length on the string move is faster than bytes.
+const STRING_AT_LEAST: usize = 16;
+
+/// Copies bytes out of shared memory.
+///
+/// # Safety
+///
+/// `source` is valid for reads of as many bytes as `target` has, and while the call runs this program reaches them only by atomics and
+/// by this module.
+pub(super) unsafe fn from_shared(target: &mut [u8], source: NonNull<u8>) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if target.len() >= STRING_AT_LEAST {
+        // SAFETY: both are valid for that many bytes; a private slice does not overlap with shared memory.
+        return unsafe { string(target.as_mut_ptr(), source.as_ptr(), target.len()) };
+    }
+    for (index, byte) in target.iter_mut().enumerate() {
+        // SAFETY: within what the caller vouches for.
+        let source = unsafe { source.add(index) };
+        // SAFETY: as above; a byte is always aligned.
+        *byte = unsafe { AtomicU8::from_ptr(source.as_ptr()) }.load(Ordering::Relaxed);
+    }
+}
+
+/// Copies bytes into shared memory.
+///
+/// # Safety
+///
+/// `target` is valid for writes of as many bytes as `source` has, and while the call runs this program reaches them only by atomics
+/// and by this module.
+pub(super) unsafe fn to_shared(target: NonNull<u8>, source: &[u8]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if source.len() >= STRING_AT_LEAST {
+        // SAFETY: as for `from_shared`.
+        return unsafe { string(target.as_ptr(), source.as_ptr(), source.len()) };
+    }
+    for (index, byte) in source.iter().enumerate() {
+        // SAFETY: within what the caller vouches for.
+        let target = unsafe { target.add(index) };
+        // SAFETY: as above; a byte is always aligned.
+        unsafe { AtomicU8::from_ptr(target.as_ptr()) }.store(*byte, Ordering::Relaxed);
+    }
+}
+
+/// Copies any number of bytes by the processor's string move.
+///
+/// # Safety
+///
+/// `source` is valid for reads and `target` for writes of `len` bytes, and the two do not overlap.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+unsafe fn string(target: *mut u8, source: *const u8, len: usize) {
+    // SAFETY: `rep movsb` reads `len` bytes at `source` and writes them to `target`, upwards: the ABI keeps the direction flag
+    // clear. It changes the three registers named, no flags and no stack.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") source => _,
+            inout("rdi") target => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lengths_and_alignments_arrive_whole_and_touch_nothing_else() {
+        let source: Vec<u8> = (0..=255).cycle().take(300).collect();
+        for len in (0..40).chain([63, 64, 65, 255]) {
+            for offset in 0..9 {
+                let mut shared = [0xEE; 300];
+                let place = NonNull::from(&mut shared[offset]);
+                // SAFETY: inside the array, which nobody else has.
+                unsafe { to_shared(place, &source[offset..offset + len]) };
+                assert_eq!(shared[offset..offset + len], source[offset..offset + len]);
+                assert!(
+                    shared[..offset]
+                        .iter()
+                        .chain(&shared[offset + len..])
+                        .all(|byte| *byte == 0xEE)
+                );
+                let mut back = [0xDD; 300];
+                // SAFETY: as above.
+                unsafe { from_shared(&mut back[offset..offset + len], NonNull::from(&mut shared[offset])) };
+                assert_eq!(back[offset..offset + len], source[offset..offset + len]);
+                assert_eq!((back[offset + len], back[299]), (0xDD, 0xDD));
+            }
+        }
+    }
+}
