@@ -14,3 +14,4 @@ mod saving;
 mod ssr;
 mod support;
 mod table;
+mod threads;

@@ -95,5 +95,5 @@
 //! # 6. The other end
 //!
 //! With the feature `host` one part of a kernel offers a channel to another: `Channel::allocate_server` on a `vmbus::host::Host`,
-//! and the rest is as above, on the same channel code. The table in `docs/kmcl-table.md` has every function of KMCL and the item
-//! that stands for it.
+//! and the rest is as above, on the same channel code. The crate's README has a table of every function of KMCL and the item that
+//! stands for it; [`statements`](super::statements) has what the compiler refuses.

@@ -13,7 +13,8 @@
 //! - [`Counters`]: what a channel has done.
 //! - `Save` (feature `host`): a server's end, saved and restored in the next server while the client goes on.
 //!
-//! [`guide`] walks the author of a Windows driver through porting one.
+//! [`guide`] walks the author of a Windows driver through porting one; [`statements`] has what the compiler refuses where
+//! KMCL's documentation forbids. The crate's README has a table of every function of KMCL.
 //!
 //! No packet needs memory that was not reserved when the channel was enabled. No lock is held while the driver is called,
 //! and callbacks of one channel never run at the same time. Neighbours: below it the bus and the rings; above it the
@@ -41,6 +42,7 @@ mod request;
 mod saving;
 pub(crate) mod settings;
 mod slab;
+pub mod statements;
 #[cfg(test)]
 mod tests;
 pub(crate) mod transport;

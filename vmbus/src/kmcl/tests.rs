@@ -2,6 +2,7 @@
 
 #[cfg(feature = "host")]
 mod attached;
+mod memory;
 
 use std::boxed::Box;
 use std::string::{String, ToString};

@@ -40,7 +40,7 @@ fn gpm_1_the_call_takes_access_memory_and_range_and_returns_a_handle() {
         .create_gpadl_from_mdl(GpadlAccess::ReadOnly, &mdl, 1, 2, Deadline::Never)
         .unwrap();
     let _: u32 = gpadl.handle();
-    assert_row("GPM-1", "types", "position in an interface table");
+    assert_refused("GPM-1", "E0061", "position in an interface table");
     gpadl.delete(SOON).unwrap();
     drop(mdl);
     pair.close();
@@ -231,7 +231,7 @@ fn gpm_15_a_failure_leaves_nothing_behind() {
 #[test]
 fn gpm_16_memory_stays_as_long_as_it_is_shared() {
     // What Windows leaves to the caller, locked pages, is in the type: the GPADL owns the memory.
-    assert_row("GPM-16", "types", "owns");
+    assert_refused("GPM-16", "E0382", "owns");
     let pair = Pair::new(echo);
     let gpadl = share(&pair, &pair.mdl(b"still there"), 0, 0);
     assert_eq!(bytes(&map(&pair, &gpadl)), b"still there");

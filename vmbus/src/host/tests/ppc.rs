@@ -15,7 +15,7 @@ fn ppc_1_the_function_takes_two_callbacks_with_the_documented_arguments() {
     let (host, _) = host();
     let client = Channel::allocate_client_with(&host, Arc::<Log>::default()).unwrap();
     drop(client.init_set_process_packet_callbacks(process_packet, processing_complete));
-    assert_row("PPC-1", "types", "position in an interface table");
+    assert_refused("PPC-1", "E0593", "position in an interface table");
 }
 
 #[test]
@@ -40,14 +40,27 @@ fn ppc_3_it_works_on_servers_and_clients_alike() {
 
 #[test]
 fn ppc_4_there_is_no_invalid_channel_to_give_it() {
-    assert_row("PPC-4", "types", "no value of the type is invalid");
+    assert_refused("PPC-4", "E0382", "no value of the type is invalid");
     assert_eq!(Error::WrongState.ntstatus().0, 0xc000_00ef);
 }
 
 #[test]
 fn ppc_5_an_enabled_channel_has_no_such_function_and_keeps_its_callbacks() {
-    assert_row("PPC-5", "types", "src/kmcl/init.rs");
-    assert_compile_fail("src/kmcl/init.rs", "E0599");
+    assert_refused("PPC-5", "E0599", "no `init_*` functions");
+    // A channel that is disabled is not enabled by being initialised, and the other way round.
+    let pair = Pair::new(echo);
+    let disabled = pair.client.disable(SOON).unwrap();
+    let client = disabled.init_set_process_packet_callback(hold).enable(SOON).unwrap();
+    pair.server.send(b"x").unwrap();
+    pair.host.process();
+    assert_eq!(
+        client.context().held_count(),
+        1,
+        "the callback of before it was enabled"
+    );
+    drop(client.context().release());
+    pair.host.process();
+    drop(client.disable(SOON).unwrap());
 }
 
 #[test]
@@ -56,7 +69,7 @@ fn ppc_6_no_other_status_exists() {
     let (host, _) = host();
     let client: DisabledEnd = client_with(&host, echo);
     let _: DisabledEnd = client.init_set_process_packet_callback(echo);
-    assert_row("PPC-6", "types", "returns the channel");
+    assert_refused("PPC-6", "E0277", "returns the channel");
 }
 
 #[test]

@@ -204,18 +204,22 @@ fn source(path: &str) -> String {
 
 /// Checks the row of a statement that Rust's types or the world outside Windows decide: how, and a part of the reason.
 pub(super) fn assert_row(id: &str, how: &str, reason: &str) {
-    let table = source("docs/kmcl-statements.md");
-    let row = table.lines().find(|line| line.starts_with(&format!("| {id} |")));
+    let table = source("src/kmcl/statements.rs");
+    let row = table.lines().find(|line| line.starts_with(&format!("//! | {id} |")));
     let row = row.unwrap_or_else(|| panic!("{id} has no row"));
     assert!(row.contains(&format!("| {how} |")) && row.contains(reason), "{row}");
 }
 
-/// Checks that the file documents a mistake that the compiler refuses with this error; the documentation's tests run it.
-pub(super) fn assert_compile_fail(path: &str, code: &str) {
-    assert!(
-        source(path).contains(&format!("```compile_fail,{code}")),
-        "{path} shows no such mistake"
-    );
+/// Checks the row of a statement that Rust's types decide, and that there is an example of what the compiler refuses with this
+/// error, beside one that it takes; the documentation's tests try both.
+pub(super) fn assert_refused(id: &str, code: &str, reason: &str) {
+    assert_row(id, "types", reason);
+    let text = source("src/kmcl/statements.rs");
+    let (_, section) = text.split_once(&format!("//! # {id}: ")).expect("a section");
+    let section = section.split("\n//!\n//! # ").next().unwrap();
+    let fences: Vec<&str> = section.lines().filter(|line| line.starts_with("//! ```")).collect();
+    let refused = format!("//! ```compile_fail,{code}");
+    assert_eq!(fences, [refused.as_str(), "//! ```", "//! ```", "//! ```"], "{id}");
 }
 
 /// Checks that the block of code that starts with `start` hands out no memory by reference.
