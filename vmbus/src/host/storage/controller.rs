@@ -214,12 +214,16 @@ impl Controller {
     ///
     /// [`OutOfMemory`].
     pub fn inject(&self, fault: Fault) -> Result<(), OutOfMemory> {
-        self.inner.faults.lock(self.inner.platform).try_push(fault)
+        let mut faults = self.inner.faults.lock(self.inner.platform);
+        faults.try_push(fault)?;
+        self.inner.has_faults.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Removes all faults. What is held stays so.
     pub fn clear_faults(&self) {
         let faults = core::mem::take(&mut *self.inner.faults.lock(self.inner.platform));
+        self.inner.has_faults.store(false, Ordering::Relaxed);
         drop(faults);
     }
 

@@ -176,6 +176,9 @@ impl Disk {
 
     /// Takes the unit attention that nobody has been told of: code and qualifier.
     pub(super) fn take_attention(&self) -> Option<(u8, u8)> {
+        if self.inner.attention.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
         match self.inner.attention.swap(0, Ordering::Relaxed).to_le_bytes() {
             [qualifier, code, 1, _] => Some((code, qualifier)),
             _ => None,

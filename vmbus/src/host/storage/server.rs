@@ -73,58 +73,69 @@ impl Inner {
     }
 
     fn effect(&self, facts: &Facts) -> Option<Effect> {
-        fault::take(&mut self.faults.lock(self.platform), facts)
+        if !self.has_faults.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut faults = self.faults.lock(self.platform);
+        let effect = fault::take(&mut faults, facts);
+        self.has_faults.store(!faults.is_empty(), Ordering::Relaxed);
+        effect
     }
 
     /// Does what an operation other than a SCSI command asks for.
     fn control(&self, request: &Incoming) -> Answer {
-        let answer = |status| Answer::new(request, status);
         let operation = request.operation();
-        let mut session = self.session.lock(self.platform);
-        match (session.phase, operation) {
+        let mut session = self.session();
+        let known = Version::from_wire(request.version()).filter(|version| *version <= self.config.max_version);
+        let status = match (session.phase, operation) {
             (Phase::Begin, op::BEGIN_INITIALIZATION) => {
                 session.phase = Phase::Version;
-                answer(status::SUCCESS)
+                status::SUCCESS
             }
-            (Phase::Version, op::QUERY_PROTOCOL_VERSION) => {
-                let asked = Version::from_wire(request.version());
-                match asked.filter(|version| *version <= self.config.max_version) {
-                    Some(version) => {
-                        session.version = version;
-                        session.phase = Phase::Properties;
-                        answer(status::SUCCESS)
-                    }
-                    None => answer(status::REVISION_MISMATCH),
+            (Phase::Version, op::QUERY_PROTOCOL_VERSION) => match known {
+                Some(version) => {
+                    session.version = version;
+                    session.phase = Phase::Properties;
+                    status::SUCCESS
                 }
-                .with_version(request.version())
-            }
+                None => status::REVISION_MISMATCH,
+            },
             (Phase::Properties, op::QUERY_PROPERTIES) => {
                 session.phase = Phase::End;
-                // There can be more channels, and none is offered.
-                let more_channels = session.has_long_requests().then_some(0);
-                answer(status::SUCCESS).with_properties(more_channels, self.config.max_transfer_bytes)
+                status::SUCCESS
             }
             (Phase::End | Phase::Ready, op::CREATE_SUB_CHANNELS) if session.has_long_requests() => {
-                answer(if request.sub_channels() == 0 {
-                    status::SUCCESS
-                } else {
-                    status::INVALID_PARAMETER
-                })
+                match request.sub_channels() {
+                    0 => status::SUCCESS,
+                    _ => status::INVALID_PARAMETER,
+                }
             }
             (Phase::End, op::END_INITIALIZATION) => {
                 session.phase = Phase::Ready;
-                answer(status::SUCCESS)
+                status::SUCCESS
             }
             (Phase::Ready, op::RESET_LUN | op::RESET_ADAPTER | op::RESET_BUS) => {
-                drop(session);
                 self.reset();
-                answer(status::SUCCESS)
+                status::SUCCESS
             }
             _ => {
-                drop(session);
                 self.note(Violation::OutOfOrder(operation));
-                answer(status::INVALID_DEVICE_STATE)
+                status::INVALID_DEVICE_STATE
             }
+        };
+        let is_done = status == status::SUCCESS;
+        self.set_session(session);
+        let answer = Answer::new(request, status);
+        match operation {
+            op::QUERY_PROTOCOL_VERSION if status != status::INVALID_DEVICE_STATE => {
+                answer.with_version(request.version())
+            }
+            op::QUERY_PROPERTIES if is_done => {
+                // There can be more channels, and none is offered.
+                let more_channels = session.has_long_requests().then_some(0);
+                answer.with_properties(more_channels, self.config.max_transfer_bytes)
+            }
+            _ => answer,
         }
     }
 
@@ -157,13 +168,13 @@ impl Inner {
         if let Some(count) = self.commands.get(usize::from(cdb.opcode())) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        if let Err(violation) = self.with_memory(&mut packet, &srb, |_| ()) {
+        if let Err(violation) = self.check_memory(&mut packet, &srb) {
             self.note(violation);
             packet.abandon_and_stop();
             return;
         }
         if let Some(outcome) = self.refusal(&srb) {
-            self.send(packet, outcome);
+            complete(packet, &answer_of(request, &outcome));
             return;
         }
         let mut effect = self.effect(&Facts {
@@ -187,8 +198,7 @@ impl Inner {
             Some(Effect::Status(status)) => self.execute(&mut packet, &srb, None).with_status(status),
             _ => self.execute(&mut packet, &srb, None),
         };
-        let answer = answer_of(&Incoming::copy(packet.payload()), &outcome);
-        self.finish(packet, answer, effect, (address, cdb.opcode()));
+        self.finish(packet, answer_of(request, &outcome), effect, (address, cdb.opcode()));
     }
 
     /// Refuses a request whose fields cannot be.
@@ -214,28 +224,19 @@ impl Inner {
         Some(Outcome::of(srb_status, 0))
     }
 
-    /// Runs `work` on the memory that comes with a request, cut to what is to be moved.
-    fn with_memory<R>(
-        &self,
-        packet: &mut Packet,
-        srb: &Srb,
-        work: impl FnOnce(&RequestMemory<'_>) -> R,
-    ) -> Result<R, Violation> {
-        let direction = match srb.direction {
-            0 => Direction::FromClient,
-            1 => Direction::ToClient,
-            _ => Direction::Unsaid,
-        };
+    /// Checks the memory that comes with a request. From then on it is pinned.
+    fn check_memory(&self, packet: &mut Packet, srb: &Srb) -> Result<(), Violation> {
         let len = srb.transfer as usize;
         let too_short = |memory| Violation::MemoryTooShort {
             transfer: srb.transfer,
             memory,
         };
+        if !packet.has_external_data() {
+            return if len == 0 { Ok(()) } else { Err(too_short(0)) };
+        }
         match packet.external_data() {
             Ok(external) if external.len() < len => Err(too_short(external.len())),
-            Ok(external) => Ok(work(&RequestMemory::new(Some(&external), direction, len))),
-            Err(Error::NoExternalData) if len == 0 => Ok(work(&RequestMemory::new(None, direction, 0))),
-            Err(Error::NoExternalData) => Err(too_short(0)),
+            Ok(_) => Ok(()),
             Err(Error::InvalidExternalData { ranges, .. }) if ranges > 1 => Err(Violation::TooManyRanges(ranges)),
             Err(Error::InvalidExternalData { len, .. }) => Err(Violation::TransferTooLong(len as u64)),
             Err(_) => Err(Violation::MemoryNotLent),
@@ -245,15 +246,20 @@ impl Inner {
     /// Executes a command.
     pub(super) fn execute(&self, packet: &mut Packet, srb: &Srb, limit: Option<u32>) -> Outcome {
         let cdb = Cdb(srb.cdb);
-        let disk = self.disk(self.address(srb));
-        let done = self.with_memory(packet, srb, |memory| match (cdb.opcode(), &disk) {
-            (opcode::REPORT_LUNS, _) => self.report_luns(srb, cdb, memory),
-            (_, Some(disk)) => target::execute(disk, cdb, memory, limit),
-            (opcode::INQUIRY, None) => target::inquiry_of_nothing(srb.lun, cdb, memory),
+        let direction = match srb.direction {
+            0 => Direction::FromClient,
+            1 => Direction::ToClient,
+            _ => Direction::Unsaid,
+        };
+        // The memory, if any, was checked when the request came.
+        let external = packet.external_data().ok();
+        let memory = RequestMemory::new(external.as_ref(), direction, srb.transfer as usize);
+        match (cdb.opcode(), self.disk(self.address(srb))) {
+            (opcode::REPORT_LUNS, _) => self.report_luns(srb, cdb, &memory),
+            (_, Some(disk)) => target::execute(&disk, cdb, &memory, limit),
+            (opcode::INQUIRY, None) => target::inquiry_of_nothing(srb.lun, cdb, &memory),
             _ => Outcome::no_such_unit(),
-        });
-        // It was checked when the request came, and is pinned since.
-        done.unwrap_or(Outcome::illegal(0))
+        }
     }
 
     /// Answers REPORT LUNS for a path and target.

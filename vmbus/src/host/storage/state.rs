@@ -1,7 +1,7 @@
 //! What a controller consists of, shared between its handle and its channel's callbacks: [`Inner`].
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::fault::Fault;
 use super::wire::{Answer, Srb};
@@ -18,11 +18,11 @@ pub(super) type Packet = IncomingPacket<Context>;
 /// How far a client has come with its initialisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    Begin,
-    Version,
-    Properties,
-    End,
-    Ready,
+    Begin = 0,
+    Version = 1,
+    Properties = 2,
+    End = 3,
+    Ready = 4,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,24 @@ impl Session {
         phase: Phase::Begin,
         version: Version::V4_2,
     };
+
+    const fn pack(self) -> u32 {
+        (self.phase as u32) << 16 | (self.version.major as u32) << 8 | self.version.minor as u32
+    }
+
+    fn unpack(packed: u32) -> Self {
+        let [minor, major, phase, _] = packed.to_le_bytes();
+        Self {
+            phase: match phase {
+                0 => Phase::Begin,
+                1 => Phase::Version,
+                2 => Phase::Properties,
+                3 => Phase::End,
+                _ => Phase::Ready,
+            },
+            version: Version { major, minor },
+        }
+    }
 
     /// Requests are of the longer kind.
     pub(super) fn has_long_requests(&self) -> bool {
@@ -104,10 +122,13 @@ pub enum Violation {
 pub(super) struct Inner {
     pub(super) platform: &'static dyn Platform,
     pub(super) config: Config,
-    pub(super) session: Lock<Session>,
+    /// A [`Session`] as a number, which only the channel's callbacks change.
+    session: AtomicU32,
     /// In the order of their addresses.
     pub(super) disks: Lock<Vec<(Address, Disk)>>,
     pub(super) faults: Lock<Vec<Fault>>,
+    /// Whether there are any, so that requests need not ask for the lock.
+    pub(super) has_faults: AtomicBool,
     pub(super) held: Lock<Vec<Held>>,
     pub(super) holds_all: AtomicBool,
     pub(super) next_number: AtomicU64,
@@ -125,9 +146,10 @@ impl Inner {
         Self {
             platform,
             config,
-            session: Lock::new(Session::NEW),
+            session: AtomicU32::new(Session::NEW.pack()),
             disks: Lock::new(Vec::new()),
             faults: Lock::new(Vec::new()),
+            has_faults: AtomicBool::new(false),
             held: Lock::new(Vec::new()),
             holds_all: AtomicBool::new(false),
             next_number: AtomicU64::new(0),
@@ -138,7 +160,11 @@ impl Inner {
     }
 
     pub(super) fn session(&self) -> Session {
-        *self.session.lock(self.platform)
+        Session::unpack(self.session.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_session(&self, session: Session) {
+        self.session.store(session.pack(), Ordering::Relaxed);
     }
 
     pub(super) fn disk(&self, address: Address) -> Option<Disk> {
@@ -160,7 +186,7 @@ impl Inner {
 
     /// A client has opened the channel.
     pub(super) fn opened(&self) {
-        *self.session.lock(self.platform) = Session::NEW;
+        self.set_session(Session::NEW);
     }
 
     /// The channel ends: requests that are held are not answered any more.

@@ -104,7 +104,7 @@ pub(super) const PACKET: usize = HEADER + SRB_LONG;
 /// Bytes of sense data in an answer.
 pub(super) const SENSE: usize = 0x14;
 /// The most bytes that an answer of ours may have, wrong ones included; a multiple of 8.
-pub(super) const LONGEST_ANSWER: usize = 256;
+pub(super) const LONGEST_ANSWER: usize = 128;
 
 /// The flag of the channel's properties that says that there may be more channels.
 const SUPPORTS_MULTI_CHANNEL: u32 = 1;
@@ -119,13 +119,11 @@ pub(super) struct Incoming {
 impl Incoming {
     pub(super) fn copy(payload: &[u8]) -> Self {
         let mut bytes = [0; PACKET];
-        for (target, source) in bytes.iter_mut().zip(payload) {
-            *target = *source;
+        let len = payload.len().min(PACKET);
+        if let (Some(target), Some(source)) = (bytes.get_mut(..len), payload.get(..len)) {
+            target.copy_from_slice(source);
         }
-        Self {
-            bytes,
-            len: payload.len().min(PACKET),
-        }
+        Self { bytes, len }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -133,11 +131,11 @@ impl Incoming {
     }
 
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
-        let mut value = [0; N];
-        for (target, source) in value.iter_mut().zip(self.bytes.iter().skip(at)) {
-            *target = *source;
-        }
-        value
+        self.bytes
+            .get(at..)
+            .and_then(|rest| rest.first_chunk())
+            .copied()
+            .unwrap_or([0; N])
     }
 
     fn u8(&self, at: usize) -> u8 {
@@ -243,12 +241,14 @@ impl Answer {
 
     /// Overwrites bytes from `at` on. What lies beyond the longest answer is left out; the length does not change.
     pub fn put(&mut self, at: usize, bytes: &[u8]) {
-        for (target, source) in self.bytes.iter_mut().skip(at).zip(bytes) {
-            *target = *source;
+        let rest = self.bytes.get_mut(at..).unwrap_or_default();
+        let len = bytes.len().min(rest.len());
+        if let (Some(target), Some(source)) = (rest.get_mut(..len), bytes.get(..len)) {
+            target.copy_from_slice(source);
         }
     }
 
-    /// Makes the answer so long: at most 256 bytes; new ones are zero. On the wire it is padded to a multiple of 8.
+    /// Makes the answer so long: at most 128 bytes; new ones are zero. On the wire it is padded to a multiple of 8.
     pub fn set_len(&mut self, len: usize) {
         let len = len.min(LONGEST_ANSWER);
         self.bytes.iter_mut().skip(self.len).for_each(|byte| *byte = 0);

@@ -252,7 +252,7 @@ fn answers_are_lost_doubled_strayed_and_changed() {
     ground.start(5, &read_10(0, 1), Data::In(512));
     ground.host.process();
     let completed = std::mem::take(&mut *ground.client.context().completed.lock().unwrap());
-    assert_eq!(completed, [(5, Err(Error::CompletionTruncated { len: 256 }))]);
+    assert_eq!(completed, [(5, Err(Error::CompletionTruncated { len: 128 }))]);
     ground.close();
 }
 
