@@ -41,7 +41,7 @@ impl Session {
         (self.phase as u32) << 16 | (self.version.major as u32) << 8 | self.version.minor as u32
     }
 
-    fn unpack(packed: u32) -> Self {
+    const fn unpack(packed: u32) -> Self {
         let [minor, major, phase, _] = packed.to_le_bytes();
         Self {
             phase: match phase {
@@ -62,10 +62,6 @@ impl Session {
 }
 
 /// What remains to be done for a request that is held.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a test holds a few, and a box may find no memory"
-)]
 pub(super) enum Work {
     /// Execute it.
     Execute(Srb),
