@@ -87,7 +87,7 @@ impl Counter {
 
 /// Lets the first few complaints through in each span of time, so that a host cannot fill the log.
 #[derive(Debug, Default)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     span_start: AtomicU64,
     in_span: AtomicU64,
 }
@@ -97,7 +97,7 @@ impl Throttle {
     const SPAN: Duration = Duration::from_secs(10);
 
     /// Returns `Some(n)` if a line may be logged now, after `n` that were not.
-    pub(super) fn allow(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn allow(&self, now: Instant) -> Option<u64> {
         // Relaxed: two processors at the edge of a span may let a line too many through.
         let start = Instant::from_reference_units(self.span_start.load(Ordering::Relaxed));
         let mut suppressed = 0;

@@ -299,7 +299,11 @@ impl sealed::Source for Host {
     }
 }
 
-impl OfferSource for Host {}
+impl OfferSource for Host {
+    fn platform(&self) -> &'static dyn Platform {
+        self.inner.platform
+    }
+}
 
 impl fmt::Debug for Host {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,16 +4,17 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use super::endpoint::{Core, Phase};
+use super::gate::Inside;
 use super::outgoing::IfFull;
 use super::packet::Body;
 use super::settings::MAX_RANGES;
-use super::{Context, Counters, DisabledChannel, Error, Level, OutgoingPacket, Refused, Side};
-use crate::Deadline;
+use super::{Context, Counters, DisabledChannel, Error, Gone, Level, OutgoingPacket, Refused, Side};
 use crate::fallible::Shared;
 use crate::memory::DmaBuffer;
 use crate::protocol::packet::{PacketFlags, PacketType, TransferPageRange};
 use crate::protocol::{ChannelId, Guid};
 use crate::ring::{ExternalToSend, Header};
+use crate::{Deadline, Instant, Platform};
 
 /// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.
 ///
@@ -195,6 +196,39 @@ impl<C: Context> Channel<C> {
     #[must_use]
     pub fn offer_user_defined(&self) -> [u8; 120] {
         self.core.offer.lock(self.core.platform).user_defined.0
+    }
+
+    /// Returns the platform that the channel stands on: a driver gets memory to lend from it.
+    #[must_use]
+    pub fn platform(&self) -> &'static dyn Platform {
+        self.core.platform
+    }
+
+    /// Returns the time on the clock that the channel's deadlines are meant on.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.core.now()
+    }
+
+    /// Returns why there is no channel any more; `None` while there is one.
+    #[must_use]
+    pub fn gone(&self) -> Option<Gone> {
+        self.core.gone()
+    }
+
+    /// Waits until `ready` returns something, as the calls that wait do: between two looks, completions on this channel go to
+    /// those who wait for them, and nothing is delivered. So a task waits for several requests at once, by polling their futures
+    /// ([`send_request`](Self::send_request)) in `ready`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`]; [`Error::WouldDeadlock`] from the channel's own callback, unless the deadline is
+    /// [`Deadline::IMMEDIATE`].
+    pub fn wait_until<T>(&self, deadline: Deadline, mut ready: impl FnMut() -> Option<T>) -> Result<T, Error> {
+        if deadline != Deadline::IMMEDIATE && self.core.inside() == Some(Inside::Callback) {
+            return Err(Error::WouldDeadlock);
+        }
+        self.core.wait(self.core.until(deadline), |_| ready())
     }
 
     /// Returns the bytes of memory that the channel reserved when it was enabled, without the rings.

@@ -44,7 +44,11 @@ impl sealed::Source for Bus {
     }
 }
 
-impl OfferSource for Bus {}
+impl OfferSource for Bus {
+    fn platform(&self) -> &'static dyn Platform {
+        Self::platform(self)
+    }
+}
 
 struct BusProvider {
     bus: Bus,

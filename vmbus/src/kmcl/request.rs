@@ -329,6 +329,36 @@ impl<C: Context> Channel<C> {
             state: State::New(mdl),
         }
     }
+
+    /// Sends a request now, and returns what its completion is awaited with, which borrows nothing: for those who keep many in
+    /// flight, in the order in which they send. Otherwise as [`request`](Self::request).
+    ///
+    /// # Errors
+    ///
+    /// The memory comes back, and nothing was sent: [`Error::PacketTooLarge`], [`Error::InvalidExternalData`],
+    /// [`Error::TooManyPackets`], [`Error::ServerMayNotWait`], [`Error::Gone`].
+    pub fn send_request(&self, payload: &[u8], mdl: Option<Mdl>) -> Result<Request<'static, C>, Refused<Option<Mdl>>> {
+        let id = self.begin(payload, mdl, None)?;
+        Ok(Request {
+            channel: self.uncounted(),
+            payload: &[],
+            state: State::Sent(id),
+        })
+    }
+
+    /// Sends a request for a future.
+    fn begin(&self, payload: &[u8], mdl: Option<Mdl>, waker: Option<Waker>) -> Result<RequestId, Refused<Option<Mdl>>> {
+        let core = self.core();
+        if core.side == Side::Server {
+            return Err(refuse(Error::ServerMayNotWait, mdl));
+        }
+        let lent = mdl
+            .map(|mdl| core.lend(mdl, 0, 0, SendFlags::WAIT_FOR_COMPLETION))
+            .transpose()
+            .map_err(|(error, mdl)| refuse(error, Some(mdl)))?;
+        core.begin_request(payload, lent, waker, IfFull::Queue)
+            .map_err(|(error, mdl)| refuse(error, mdl))
+    }
 }
 
 const fn refuse(error: Error, mdl: Option<Mdl>) -> Refused<Option<Mdl>> {
@@ -385,23 +415,10 @@ impl<C: Context> Future for Request<'_, C> {
         let id = match core::mem::replace(&mut this.state, State::Over) {
             State::Over => return Poll::Pending,
             State::Sent(id) => id,
-            State::New(mdl) => {
-                if core.side == Side::Server {
-                    return Poll::Ready(Err(refuse(Error::ServerMayNotWait, mdl)));
-                }
-                let lent = match mdl
-                    .map(|mdl| core.lend(mdl, 0, 0, SendFlags::WAIT_FOR_COMPLETION))
-                    .transpose()
-                {
-                    Ok(lent) => lent,
-                    Err((error, mdl)) => return Poll::Ready(Err(refuse(error, Some(mdl)))),
-                };
-                let waker = context.waker().clone();
-                match core.begin_request(this.payload, lent, Some(waker), IfFull::Queue) {
-                    Ok(id) => id,
-                    Err((error, mdl)) => return Poll::Ready(Err(refuse(error, mdl))),
-                }
-            }
+            State::New(mdl) => match this.channel.begin(this.payload, mdl, Some(context.waker().clone())) {
+                Ok(id) => id,
+                Err(refused) => return Poll::Ready(Err(refused)),
+            },
         };
         if let Some((mut body, status)) = core.take_done(id) {
             return Poll::Ready(match status {

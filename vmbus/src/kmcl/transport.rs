@@ -125,7 +125,10 @@ pub(crate) trait Provider: Send + Sync {
 }
 
 /// Where offers come from: the bus, or a host inside this kernel.
-pub trait OfferSource: sealed::Source {}
+pub trait OfferSource: sealed::Source {
+    /// Returns the platform that its channels stand on.
+    fn platform(&self) -> &'static dyn Platform;
+}
 
 pub(crate) mod sealed {
     use super::{Error, ProviderHandle};

@@ -1,0 +1,8 @@
+//! The driver against a controller that does as a test says.
+#![expect(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
+
+mod commands;
+mod fake;
+mod finding;
+mod life;
+mod transfers;

@@ -1,0 +1,112 @@
+//! What an answer means: [`Verdict`].
+//!
+//! Two statuses and sense data may contradict each other. The order here: an adapter that knows no such device is believed;
+//! then sense data, if it is there and says something; then the device's status; then the adapter's.
+
+use super::Error;
+use super::protocol::{Executed, ScsiStatus, Sense, SenseKey, SrbStatus};
+
+/// What to do about an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is done: so many bytes.
+    Done(u32),
+    /// Send it again: at once, or after a pause if the device is busy. If it has been sent often enough, this is the error.
+    Again { pause: bool, error: Error },
+    /// It failed.
+    Failed(Error),
+}
+
+/// An answer's meaning, and what it tells beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Meaning {
+    pub(super) verdict: Verdict,
+    /// Something about the devices has changed: look again.
+    pub(super) is_news: bool,
+}
+
+const fn again(error: Error) -> Verdict {
+    Verdict::Again { pause: false, error }
+}
+
+const fn later(error: Error) -> Verdict {
+    Verdict::Again { pause: true, error }
+}
+
+/// Tells what `executed` means for a command that asked for `asked` bytes.
+pub(super) fn judge(executed: &Executed<'_>, asked: u32) -> Meaning {
+    let mut is_news = false;
+    let verdict = judge_inner(executed, asked, &mut is_news);
+    Meaning { verdict, is_news }
+}
+
+fn judge_inner(executed: &Executed<'_>, asked: u32, is_news: &mut bool) -> Verdict {
+    let Executed { srb, scsi, .. } = *executed;
+    // Never more than was asked for, whatever the host says.
+    let transferred = executed.transferred.min(asked);
+    let failed = Error::Failed { srb, scsi };
+    if matches!(srb, SrbStatus::SUCCESS | SrbStatus::DATA_OVERRUN)
+        && matches!(scsi, ScsiStatus::GOOD | ScsiStatus::CONDITION_MET)
+    {
+        return Verdict::Done(transferred);
+    }
+    if matches!(
+        srb,
+        SrbStatus::INVALID_LUN
+            | SrbStatus::INVALID_TARGET
+            | SrbStatus::INVALID_PATH
+            | SrbStatus::NO_DEVICE
+            | SrbStatus::NO_HBA
+    ) {
+        *is_news = true;
+        return Verdict::Failed(Error::DiskGone);
+    }
+    if let Some(sense) = Sense::parse(executed.sense)
+        && let Some(verdict) = judge_sense(&sense, transferred, is_news)
+    {
+        return verdict;
+    }
+    match scsi {
+        ScsiStatus::BUSY | ScsiStatus::TASK_SET_FULL => return later(Error::Busy),
+        ScsiStatus::RESERVATION_CONFLICT => return Verdict::Failed(Error::Reserved),
+        ScsiStatus::TASK_ABORTED => return again(failed),
+        _ => {}
+    }
+    match srb {
+        SrbStatus::BUSY => later(Error::Busy),
+        // Ended by somebody else's misfortune.
+        SrbStatus::ABORTED | SrbStatus::BUS_RESET | SrbStatus::REQUEST_FLUSHED => again(failed),
+        SrbStatus::TIMEOUT | SrbStatus::COMMAND_TIMEOUT | SrbStatus::SELECTION_TIMEOUT => later(failed),
+        SrbStatus::PENDING => Verdict::Failed(Error::Protocol),
+        SrbStatus::INVALID_REQUEST => Verdict::Failed(Error::Unsupported),
+        _ => Verdict::Failed(failed),
+    }
+}
+
+const fn judge_sense(sense: &Sense, transferred: u32, is_news: &mut bool) -> Option<Verdict> {
+    Some(match (sense.key, sense.code) {
+        (SenseKey::NO_SENSE, (0, 0)) => return None,
+        (SenseKey::RECOVERED_ERROR, _) => Verdict::Done(transferred),
+        (SenseKey::UNIT_ATTENTION, code) => {
+            // Parameters or capacity, another medium, or the list of units has changed.
+            *is_news |= matches!(code, (0x2a | 0x28 | 0x3f, _));
+            again(Error::Device(*sense))
+        }
+        (SenseKey::NOT_READY, (0x3a, _)) => Verdict::Failed(Error::NotReady),
+        (SenseKey::NOT_READY, _) => later(Error::NotReady),
+        (SenseKey::MEDIUM_ERROR, _) => Verdict::Failed(Error::Medium { lba: sense.information }),
+        (SenseKey::ILLEGAL_REQUEST, (0x20 | 0x24 | 0x26, _)) => Verdict::Failed(Error::Unsupported),
+        (SenseKey::ILLEGAL_REQUEST, (0x21, _)) => {
+            *is_news = true;
+            Verdict::Failed(Error::OutOfRange)
+        }
+        (SenseKey::ILLEGAL_REQUEST, (0x25, _)) => {
+            *is_news = true;
+            Verdict::Failed(Error::DiskGone)
+        }
+        (SenseKey::DATA_PROTECT, (0x27, 0x07)) => Verdict::Failed(Error::NoSpace),
+        (SenseKey::DATA_PROTECT, _) => Verdict::Failed(Error::WriteProtected),
+        (SenseKey::ABORTED_COMMAND, _) => again(Error::Device(*sense)),
+        _ => Verdict::Failed(Error::Device(*sense)),
+    })
+}
