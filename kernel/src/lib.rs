@@ -12,6 +12,9 @@
 //! What is logic runs in unit tests on the development machine; what only makes sense on the machine itself is compiled for it alone.
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(all(target_os = "none", target_feature = "sse"))]
+compile_error!("the kernel neither turns vector registers on nor saves them: build it for x86_64-unknown-none");
+
 extern crate alloc;
 
 pub mod acpi;
@@ -50,4 +53,22 @@ extern "C" fn first_task() -> ! {
     arch::cpu::enable_interrupts();
     time::reached("interrupts");
     run::run()
+}
+
+#[cfg(test)]
+mod tests {
+    /// What is compiled for this target cannot contain vector instructions, in the early boot or anywhere else.
+    #[test]
+    fn b8_the_target_of_the_kernel_has_no_vector_registers() {
+        let compiler = std::env::var_os("RUSTC").unwrap_or("rustc".into());
+        let output = std::process::Command::new(compiler)
+            .args(["--print", "cfg", "--target", "x86_64-unknown-none"])
+            .output()
+            .unwrap();
+        let cfg = String::from_utf8(output.stdout).unwrap();
+        assert!(cfg.contains("target_arch=\"x86_64\""), "{cfg}");
+        for feature in ["mmx", "sse", "sse2", "avx", "x87"] {
+            assert!(!cfg.contains(&format!("target_feature=\"{feature}\"")), "{cfg}");
+        }
+    }
 }

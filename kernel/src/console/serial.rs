@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_nobody_drains_does_not_stop_the_kernel() {
+    fn b4_a_port_that_nobody_drains_does_not_stop_the_kernel() {
         let mut serial = serial(usize::MAX - 1);
         serial.write(&[b'x'; 40], Style::Plain);
         assert!(serial.stuck);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_port_is_no_console() {
+    fn b4_an_absent_port_is_no_console() {
         struct Absent;
         impl Backend for Absent {
             unsafe fn read(&mut self, _: u8) -> u8 {

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn generations_wrap_without_an_id_of_zero() {
+    fn q2_generations_wrap_without_an_id_of_zero() {
         let mut slab = Slab::new(1).unwrap();
         slab.entries[0].0 = u32::MAX;
         let last = slab.insert(1).unwrap();

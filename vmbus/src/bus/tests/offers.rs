@@ -335,6 +335,41 @@ fn subchannels_are_found_by_their_primary() {
 }
 
 #[test]
+fn c5_a_host_may_grant_any_number_of_subchannels_at_any_time_and_nobody_waits_for_them() {
+    for granted in [0, 1, 3] {
+        let ground = Ground::hyper_v();
+        let primary = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+        let bus = ground.connect();
+        let (opened, _) = open(&bus, primary);
+        let primary = bus.offer(primary).unwrap();
+        let mut cursor = OfferCursor::default();
+        assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, primary.channel);
+        assert_eq!(bus.subchannels(&primary).count(), 0);
+        for index in 1..=granted {
+            let mut offer = model::Offer::new(CLASS, INSTANCE);
+            offer.subchannel_index = index;
+            let channel = ChannelId(ground.host.offer(offer));
+            ground.settle(&bus);
+            // An observer sees each once, as it comes.
+            assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, channel);
+            let (subchannel, _) = open(&bus, channel);
+            subchannel.close(SECOND).unwrap();
+        }
+        assert!(bus.next_offer(&mut cursor).is_none());
+        assert_eq!(bus.subchannels(&primary).count(), usize::from(granted));
+        // One that goes again leaves the others and the primary alone.
+        if let Some(first) = bus.subchannels(&primary).next() {
+            ground.host.rescind(first.channel.0);
+            ground.settle(&bus);
+            assert_eq!(bus.subchannels(&primary).count(), usize::from(granted) - 1);
+        }
+        assert_eq!(opened.state(), ChannelState::Open);
+        opened.close(SECOND).unwrap();
+        ground.finish(bus);
+    }
+}
+
+#[test]
 fn offers_before_they_were_asked_for_are_ignored() {
     let ground = Ground::hyper_v();
     let reply = model::Reply::After(offer_message(3, 1));

@@ -129,7 +129,7 @@ fn c2_a_callback_that_stays_keeps_the_id_until_it_ends() {
 }
 
 #[test]
-fn c6_moving_a_channel_waits_for_the_answer_where_there_is_one() {
+fn c6_c11_moving_a_channel_waits_for_the_answer_where_there_is_one() {
     for (version, expected) in [
         (Version::V6_0, Ok(Retargeted::Confirmed)),
         (Version::V5_3, Ok(Retargeted::Confirmed)),

@@ -49,7 +49,7 @@ fn a_routine_gets_packet_status_completion_and_memory_back() {
 }
 
 #[test]
-fn the_pool_has_as_many_packets_as_were_asked_for_and_they_come_back() {
+fn q3_when_all_ids_are_in_use_a_packet_is_refused_and_goes_later() {
     let pair = Pair::with(
         |server| server,
         |client| client.init_set_maximum_packet_count(2),
