@@ -593,6 +593,8 @@ impl<C: Context> DisabledChannel<C> {
             (*self.callbacks).clone(),
             self.context.clone(),
         )?;
+        // Counted before the callbacks run: a clone that one of them makes and drops is not the last handle.
+        let channel = Channel::owner(&core);
         match self.side {
             Side::Client => Self::enable_client(&core, &settings, deadline)?,
             Side::Server => {
@@ -600,7 +602,7 @@ impl<C: Context> DisabledChannel<C> {
                 *core.offer.lock(core.platform) = facts;
             }
         }
-        Ok(Channel::owner(&core))
+        Ok(channel)
     }
 
     fn enable_client(core: &Shared<Core<C>>, settings: &Settings, deadline: Deadline) -> Result<(), Error> {

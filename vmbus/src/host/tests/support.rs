@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::fallible::Shared;
 use crate::host::Host;
-use crate::kmcl::{Channel, DisabledChannel, IncomingPacket, Instance, StateChangeCallbacks};
+use crate::kmcl::{Channel, DisabledChannel, Gpadl, IncomingPacket, Instance, StateChangeCallbacks};
 use crate::memory::{DmaBuffer, Mdl};
 use crate::protocol::Guid;
 use crate::test_platform::TestPlatform;
@@ -26,6 +26,7 @@ pub(super) struct Log {
     pub(super) held: Mutex<Vec<Packet>>,
     pub(super) value: AtomicU64,
     pub(super) peer: Mutex<Option<End>>,
+    pub(super) gpadl: Mutex<Option<Gpadl<Arc<Self>>>>,
 }
 
 impl Log {
