@@ -199,18 +199,42 @@ impl<C: Context> Channel<C> {
     }
 
     /// Returns the platform that the channel stands on: a driver gets memory to lend from it.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::Channel;
+    /// # use vmbus::memory::{DmaBuffer, DmaError};
+    /// fn page_to_lend(channel: &Channel) -> Result<DmaBuffer, DmaError> {
+    ///     DmaBuffer::allocate(channel.platform(), 4096)
+    /// }
+    /// ```
     #[must_use]
     pub fn platform(&self) -> &'static dyn Platform {
         self.core.platform
     }
 
     /// Returns the time on the clock that the channel's deadlines are meant on.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::Channel};
+    /// fn fixed(channel: &Channel, deadline: Deadline) -> Deadline {
+    ///     deadline.fixed(channel.now()) // for several waits in a row
+    /// }
+    /// ```
     #[must_use]
     pub fn now(&self) -> Instant {
         self.core.now()
     }
 
     /// Returns why there is no channel any more; `None` while there is one.
+    ///
+    /// ```
+    /// # use vmbus::kmcl::Channel;
+    /// fn report(channel: &Channel) {
+    ///     if let Some(why) = channel.gone() {
+    ///         log::info!("{}: {why}", channel.friendly_name());
+    ///     }
+    /// }
+    /// ```
     #[must_use]
     pub fn gone(&self) -> Option<Gone> {
         self.core.gone()
@@ -219,6 +243,20 @@ impl<C: Context> Channel<C> {
     /// Waits until `ready` returns something, as the calls that wait do: between two looks, completions on this channel go to
     /// those who wait for them, and nothing is delivered. So a task waits for several requests at once, by polling their futures
     /// ([`send_request`](Self::send_request)) in `ready`.
+    ///
+    /// ```
+    /// # use vmbus::{Deadline, kmcl::{Channel, Error}};
+    /// use core::{pin::pin, task::{Context, Poll, Waker}};
+    /// fn answer_len(channel: &Channel) -> Result<usize, Error> {
+    ///     let mut request = pin!(channel.send_request(b"question", None)?);
+    ///     let mut context = Context::from_waker(Waker::noop());
+    ///     let reply = channel.wait_until(Deadline::seconds(1), || match request.as_mut().poll(&mut context) {
+    ///         Poll::Ready(reply) => Some(reply),
+    ///         Poll::Pending => None,
+    ///     })?;
+    ///     Ok(reply?.payload().len())
+    /// }
+    /// ```
     ///
     /// # Errors
     ///

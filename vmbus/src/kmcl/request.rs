@@ -333,6 +333,16 @@ impl<C: Context> Channel<C> {
     /// Sends a request now, and returns what its completion is awaited with, which borrows nothing: for those who keep many in
     /// flight, in the order in which they send. Otherwise as [`request`](Self::request).
     ///
+    /// ```
+    /// # use vmbus::kmcl::{Channel, Error};
+    /// async fn both(channel: &Channel) -> Result<(), Error> {
+    ///     let first = channel.send_request(b"one", None)?;
+    ///     let second = channel.send_request(b"two", None)?;
+    ///     log::info!("{:?} and {:?}", first.await?, second.await?);
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// The memory comes back, and nothing was sent: [`Error::PacketTooLarge`], [`Error::InvalidExternalData`],

@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use super::Error;
 use super::link::{Link, Unit, count};
+use super::probe::spare_buffer;
 use super::protocol::{Answer, Direction, Execute};
 use super::scsi::{Cdb, unmap_parameters};
 use super::verdict::{Verdict, judge};
@@ -455,7 +456,7 @@ impl Operation {
             }
             Plan::Unmap { lba, .. } => {
                 let (lba, blocks) = blocks_of(lba, 0, part);
-                let buffer = self.unit.inner.channel.allocate_bounce_buffer(UNMAP_LEN as usize)?;
+                let buffer = spare_buffer(&self.unit.inner, usize::from(UNMAP_LEN))?;
                 buffer
                     .write_at(0, &unmap_parameters(lba, blocks))
                     .map_err(|_| kmcl::Error::OutOfRange)?;

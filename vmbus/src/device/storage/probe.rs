@@ -263,13 +263,22 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// Takes one of the channel's buffers, waiting for one.
+/// Takes one of the channel's buffers; a fresh one if all are in use, or lent to a host that never answers; or waits for one.
 pub(super) fn copy_buffer(inner: &Inner, len: usize, deadline: Deadline) -> Result<DmaBuffer, Error> {
-    let buffer = inner
-        .channel
-        .wait_until(deadline, || match inner.channel.allocate_bounce_buffer(len) {
-            Err(kmcl::Error::TooManyPackets) => None,
-            result => Some(result),
-        })?;
+    let channel = &inner.channel;
+    let buffer = channel.wait_until(deadline, || match spare_buffer(inner, len) {
+        Err(kmcl::Error::TooManyPackets) => None,
+        result => Some(result),
+    })?;
     Ok(buffer?)
+}
+
+/// As [`copy_buffer`], without waiting: [`kmcl::Error::TooManyPackets`] if there is none.
+pub(super) fn spare_buffer(inner: &Inner, len: usize) -> Result<DmaBuffer, kmcl::Error> {
+    match inner.channel.allocate_bounce_buffer(len) {
+        Err(error @ kmcl::Error::TooManyPackets) => {
+            DmaBuffer::allocate(inner.channel.platform(), len).map_err(|_| error)
+        }
+        result => result,
+    }
 }
