@@ -71,7 +71,7 @@ pub(crate) enum Trouble {
 
 impl Trouble {
     /// Whether a request may fail by it in the end.
-    pub(crate) fn may_fail(self) -> bool {
+    pub(crate) const fn may_fail(self) -> bool {
         !matches!(
             self,
             Self::UnitAttention

@@ -46,16 +46,6 @@ enum Flight {
     Discard(Transfer),
 }
 
-impl Flight {
-    /// The disk and the bytes that no other request may touch meanwhile, and whether it changes them.
-    fn claim(&self) -> Option<(usize, usize, usize, bool)> {
-        match self {
-            Self::Write(unit, at, data, _) => Some((*unit, *at, data.len(), true)),
-            _ => None,
-        }
-    }
-}
-
 fn bytes(len: usize, seed: u8) -> Vec<u8> {
     // No two sectors alike, and no zero among them.
     (0..len)
@@ -212,15 +202,11 @@ impl<'a> Run<'a> {
         may_fail: bool,
     ) {
         let meets = |flight: &Flight| match flight {
-            Flight::Read(other, from, transfer) => {
-                let _ = transfer;
-                writes && *other == unit && *from < at + len
-            }
-            Flight::Discard(_) => true,
+            // Where a read ends is only known when it has ended.
+            Flight::Read(other, from, _) => writes && *other == unit && *from < at + len,
+            Flight::Write(other, from, data, _) => *other == unit && *from < at + len && at < *from + data.len(),
             Flight::Flush(..) => false,
-            Flight::Write(..) => flight
-                .claim()
-                .is_some_and(|(other, from, other_len, _)| other == unit && from < at + len && at < from + other_len),
+            Flight::Discard(_) => true,
         };
         if flights.iter().any(meets) {
             self.server.resume();
