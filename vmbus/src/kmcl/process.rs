@@ -257,18 +257,24 @@ impl<C: Context> Core<C> {
     }
 
     /// Reads the ring without delivering anything: completions go to those who wait, all else is put in line.
+    ///
+    /// What is put in line needs a `process` of its own: the peer's signal for it may have been taken by one that found the ring
+    /// empty, and with all slots in line the peer has no reason to signal again.
     pub(crate) fn absorb(&self) {
+        let mut has_lined_up = false;
         loop {
             let mut incoming = self.incoming.lock(self.platform);
             let (waker, freed) = match incoming.read(&self.counters) {
                 Read::Packet(body) => {
                     incoming.held += 1;
                     incoming.make_ready(Ready::Packet(body));
+                    has_lined_up = true;
                     (None, None)
                 }
                 Read::Completion(id, peek) => match self.completion(id, peek) {
                     Settled::Routine(request, len) => {
                         incoming.make_ready(Ready::Completed(request.body, Ok(len)));
+                        has_lined_up = true;
                         (None, None)
                     }
                     Settled::Task(waker) => (waker, None),
@@ -278,7 +284,13 @@ impl<C: Context> Core<C> {
                     if !incoming.ready.is_empty() {
                         self.gate.leave_note();
                     }
-                    let _ = self.end_of_reading(incoming);
+                    // More has come while the peer was not to signal.
+                    if let Found::Nothing { again: true, .. } = self.end_of_reading(incoming) {
+                        continue;
+                    }
+                    if has_lined_up {
+                        self.reschedule();
+                    }
                     return;
                 }
                 Read::Corrupt(corruption) => {

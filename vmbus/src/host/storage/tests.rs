@@ -6,3 +6,4 @@ mod faults;
 mod memory_disk;
 mod protocol;
 mod support;
+mod threads;
