@@ -89,6 +89,9 @@ impl Drop for ProcessorGuard {
 
 type DeferredHandler = Box<dyn Fn(ProcessorIndex) + Send + Sync>;
 
+/// When virtual time begins.
+const START: u64 = 1_000_000;
+
 /// A platform for tests. See the module's documentation.
 pub struct FakePlatform {
     state: Mutex<State>,
@@ -122,7 +125,7 @@ impl FakePlatform {
             live_pages: AtomicUsize::new(0),
             peak_pages: AtomicUsize::new(0),
             processors: AtomicU32::new(1),
-            clock: AtomicU64::new(1_000_000),
+            clock: AtomicU64::new(START),
             idle_looks: AtomicU32::new(0),
             real_start: Mutex::new(None),
         }));
@@ -148,6 +151,26 @@ impl FakePlatform {
     /// Puts a host at the other side. [`super::model::Host`] does this by itself.
     pub fn attach_host(&self, host: &'static dyn HostSide) {
         locked(&self.state).host = Some(host);
+    }
+
+    /// Forgets everything but the host and the handlers: memory, faults, counters, time, what was deferred. For programs that
+    /// run very many tests, which would otherwise fill the memory with platforms.
+    ///
+    /// # Safety
+    ///
+    /// Nothing points to pages of this platform any more, released or not.
+    pub unsafe fn start_over(&self) {
+        {
+            let mut state = locked(&self.state);
+            // SAFETY: as the caller promised.
+            unsafe { state.start_over() };
+        }
+        self.allocations.store(0, Ordering::Relaxed);
+        self.live_pages.store(0, Ordering::Relaxed);
+        self.peak_pages.store(0, Ordering::Relaxed);
+        self.clock.store(START, Ordering::Relaxed);
+        self.idle_looks.store(0, Ordering::Relaxed);
+        *locked(&self.real_start) = None;
     }
 
     // ----- processors, deferred work
@@ -438,6 +461,13 @@ impl FakePlatform {
     pub fn page_use(&self, gpa: u64) -> Option<PageUse> {
         let state = locked(&self.state);
         state.pages.get(&(gpa / PAGE_SIZE as u64)).map(|page| page.page_use)
+    }
+
+    /// Returns the guest-physical address of each page that is allocated now, in the order in which they were.
+    #[must_use]
+    pub fn page_addresses(&self) -> Vec<u64> {
+        let state = locked(&self.state);
+        state.pages_in_order().map(|number| number * PAGE_SIZE as u64).collect()
     }
 
     fn run_deferred_in_wait(&self) -> bool {

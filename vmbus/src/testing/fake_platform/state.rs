@@ -89,6 +89,39 @@ impl State {
         number
     }
 
+    /// Returns the numbers of the pages that are there, oldest first.
+    pub(super) fn pages_in_order(&self) -> impl Iterator<Item = u64> {
+        (0..self.pages_ever)
+            .map(scattered)
+            .filter(|number| self.pages.contains_key(number))
+    }
+
+    /// Forgets everything but the host.
+    ///
+    /// # Safety
+    ///
+    /// Nothing points to any page any more.
+    pub(super) unsafe fn start_over(&mut self) {
+        for (base, pages) in core::mem::take(&mut self.double_mappings) {
+            if let Some(base) = core::num::NonZeroUsize::new(base) {
+                let base = NonNull::with_exposed_provenance(base);
+                // SAFETY: made by `map_twice` with so many pages, not removed since, and not used any more.
+                unsafe { mapping::File::unmap(base, pages * 2) };
+            }
+        }
+        let live = core::mem::take(&mut self.blocks).into_values();
+        for block in live.chain(core::mem::take(&mut self.resting)) {
+            // SAFETY: the block is in none of the tables any more, and not used.
+            unsafe { free(&block) };
+        }
+        let (host, file) = (self.host.take(), self.file.take());
+        *self = Self {
+            host,
+            file,
+            ..Self::default()
+        };
+    }
+
     /// Finds a byte and records a fault if it is not there.
     pub(super) fn checked_byte(&mut self, gpa: u64) -> Result<NonNull<u8>, BadAccess> {
         let offset = usize::try_from(gpa % PAGE_SIZE as u64).unwrap_or(0);
@@ -163,14 +196,24 @@ impl State {
             };
             self.resting_pages -= oldest.page_count;
             check_poison(&mut oldest, &mut self.faults);
-            if oldest.source == Source::File {
-                // SAFETY: the block is a mapping of its own; a double mapping of it would be used after the release.
-                unsafe { mapping::File::free(oldest.base, oldest.page_count) };
-            } else {
-                // SAFETY: the block is exactly one allocation with this layout, and nothing points to it any more.
-                unsafe { dealloc(oldest.base.as_ptr(), layout_of(oldest.page_count)) };
-            }
+            // SAFETY: the block is in none of the tables any more, and nobody uses memory that was released so long ago.
+            unsafe { free(&oldest) };
         }
+    }
+}
+
+/// Gives a block's memory back to where it is from.
+///
+/// # Safety
+///
+/// Nothing points to it any more.
+unsafe fn free(block: &Block) {
+    match block.source {
+        // SAFETY: the block is a mapping of its own; a double mapping of it would be used after the release.
+        Source::File => unsafe { mapping::File::free(block.base, block.page_count) },
+        // SAFETY: the block is exactly one allocation with this layout.
+        Source::Heap => unsafe { dealloc(block.base.as_ptr(), layout_of(block.page_count)) },
+        Source::Adopted => {}
     }
 }
 

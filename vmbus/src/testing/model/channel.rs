@@ -277,6 +277,12 @@ impl HostChannel<'_> {
         self.with(|state, id| Some(state.server.channels.get(&id)?.rings.as_ref()?.controls()))
     }
 
+    /// Returns the guest-physical addresses of all pages of the ring from the guest and of that to it, the control page first.
+    #[must_use]
+    pub fn ring_pages(&self) -> Option<(Vec<u64>, Vec<u64>)> {
+        self.with(|state, id| Some(state.server.channels.get(&id)?.rings.as_ref()?.pages()))
+    }
+
     /// Returns the guest-physical address of a byte in the ring to the guest, counted from where the next packet begins:
     /// for bytes that change under its feet.
     #[must_use]

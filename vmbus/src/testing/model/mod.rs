@@ -161,6 +161,44 @@ struct State {
 }
 
 impl State {
+    fn new(platform: &'static FakePlatform, config: Config) -> Self {
+        let processors: Vec<Processor> = config.vp_indices.iter().map(|index| Processor::new(*index)).collect();
+        Self {
+            platform,
+            violations: Vec::new(),
+            is_in_interrupt: processors.iter().map(|_| false).collect(),
+            processors,
+            guest_os_id: 0,
+            hypercall_page: 0,
+            reference_tsc: 0,
+            tsc_sequence: 1,
+            crash_parameters: [0; 5],
+            crash_control: None,
+            is_crashing: false,
+            has_reset: false,
+            server: Server {
+                next_channel: 1,
+                ..Server::default()
+            },
+            ports: config.contact_connections.clone(),
+            config,
+            last_target: None,
+            message_processor: None,
+            inbox: VecDeque::new(),
+            later: Vec::new(),
+            events: VecDeque::new(),
+            interrupts: VecDeque::new(),
+            interrupts_enabled: true,
+            steps: Vec::new(),
+            step_rules: Vec::new(),
+            reply_rules: Vec::new(),
+            failing_posts: Vec::new(),
+            failing_signals: Vec::new(),
+            counters: Counters::default(),
+            last_look: 0,
+        }
+    }
+
     fn violation(&mut self, what: String) {
         self.violations.push(what);
     }
@@ -187,49 +225,24 @@ impl Host {
     /// Makes a host for the rest of the process's life, at the other side of `platform`.
     #[must_use]
     pub fn new(platform: &'static FakePlatform, config: Config) -> &'static Self {
-        let processors: Vec<Processor> = config.vp_indices.iter().map(|index| Processor::new(*index)).collect();
-        platform.set_processor_count(bytes::len32(processors.len()));
+        platform.set_processor_count(bytes::len32(config.vp_indices.len()));
         let host: &'static Self = Box::leak(Box::new(Self {
             platform,
-            state: Mutex::new(State {
-                platform,
-                violations: Vec::new(),
-                is_in_interrupt: processors.iter().map(|_| false).collect(),
-                processors,
-                guest_os_id: 0,
-                hypercall_page: 0,
-                reference_tsc: 0,
-                tsc_sequence: 1,
-                crash_parameters: [0; 5],
-                crash_control: None,
-                is_crashing: false,
-                has_reset: false,
-                server: Server {
-                    next_channel: 1,
-                    ..Server::default()
-                },
-                ports: config.contact_connections.clone(),
-                config,
-                last_target: None,
-                message_processor: None,
-                inbox: VecDeque::new(),
-                later: Vec::new(),
-                events: VecDeque::new(),
-                interrupts: VecDeque::new(),
-                interrupts_enabled: true,
-                steps: Vec::new(),
-                step_rules: Vec::new(),
-                reply_rules: Vec::new(),
-                failing_posts: Vec::new(),
-                failing_signals: Vec::new(),
-                counters: Counters::default(),
-                last_look: 0,
-            }),
+            state: Mutex::new(State::new(platform, config)),
             interrupt_handler: Mutex::new(None),
         }));
         locked(&HOSTS).push(host);
         platform.attach_host(host);
         host
+    }
+
+    /// Begins from nothing with another configuration, as if it were just made; only the interrupt handler stays. For programs
+    /// that run very many tests, which would otherwise fill the memory with hosts.
+    pub fn start_over(&self, config: Config) {
+        self.platform.set_processor_count(bytes::len32(config.vp_indices.len()));
+        let before = core::mem::replace(&mut *self.lock(), State::new(self.platform, config));
+        // Its devices are dropped without the lock.
+        drop(before);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -203,6 +203,15 @@ impl Rings {
         (self.from_guest.control, self.to_guest.control)
     }
 
+    /// Returns the guest-physical addresses of all pages of both rings, each with its control page first.
+    pub(super) fn pages(&self) -> (Vec<u64>, Vec<u64>) {
+        let pages = |half: &Half| {
+            let data = half.data.iter().map(|number| number * 4096);
+            core::iter::once(half.control).chain(data).collect()
+        };
+        (pages(&self.from_guest), pages(&self.to_guest))
+    }
+
     /// Returns the guest-physical address of a byte of the data that the host sends.
     pub(super) fn address_to_guest(&self, offset: u32) -> u64 {
         let page = self.to_guest.data[to_usize(u64::from(offset % self.to_guest.size() / 4096))];

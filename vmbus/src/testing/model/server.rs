@@ -292,8 +292,11 @@ impl State {
             version,
             0x0d | 0x1_0001 | 0x2_0004 | 0x3_0000 | 0x4_0000 | 0x4_0001 | 0x5_0000..=0x5_0003 | 0x6_0000
         );
-        let is_supported =
-            is_known && !has_one && version >= self.config.min_version && version <= self.config.max_version;
+        let is_supported = is_known
+            && !has_one
+            && version >= self.config.min_version
+            && version <= self.config.max_version
+            && !self.reply_is_failure(14);
         let asked_features = if version >= 0x6_0000 { u32_at(message, 20) } else { 0 };
         if is_new && version < 0x6_0000 && u32_at(message, 20) != 0 {
             self.violation(format!("contact for version {version:#x} with feature flags"));
