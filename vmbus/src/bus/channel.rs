@@ -455,13 +455,22 @@ impl ChannelCore {
         let is_idle = || self.in_flight.load(Ordering::Acquire) == 0;
         let idle = bus.wait_until(until, is_idle);
         let mut result = idle.map_err(Error::from);
+        let mut told = Ok(());
         if farewell == Farewell::Close && !self.is_rescinded.load(Ordering::Acquire) {
             let close = CloseChannel::new(self.id()).encode();
-            result = result.and(bus.post(&close, until, None));
+            told = bus.post(&close, until, None);
         }
         let rings = self.rings.lock(bus.platform).take();
         if let Some((id, memory)) = rings {
-            match bus.teardown(&self.offer, self.place, id, until) {
+            // A host that could not be told still has the channel open, and its word about the memory would mean nothing.
+            let is_open_there = told.is_err() && !bus.is_given_up() && !self.is_rescinded.load(Ordering::Acquire);
+            let given_up = if is_open_there {
+                told
+            } else {
+                bus.teardown(&self.offer, self.place, id, until)
+            };
+            result = result.and(told);
+            match given_up {
                 Ok(()) => drop(memory),
                 Err(error) => {
                     bus.park(self.place, id, memory);

@@ -26,15 +26,28 @@ struct Input {
 enum Deed {
     Balloon(u16),
     /// Gives back ranges, counted from the first page of the machine.
-    Unballoon { ranges: Vec<(u16, u8)>, more: bool },
+    Unballoon {
+        ranges: Vec<(u16, u8)>,
+        more: bool,
+    },
     /// Gives back what it was told of last.
-    UnballoonRight { more: bool },
+    UnballoonRight {
+        more: bool,
+    },
     UnballoonAll,
-    HotAdd { start: u16, count: u16, region: Option<(u16, u16)> },
+    HotAdd {
+        start: u16,
+        count: u16,
+        region: Option<(u16, u16)>,
+    },
     Version(bool),
     Capabilities(u64),
     /// A message of any type, with a size that is right or not.
-    Any { kind: u8, size: Option<u16>, body: Vec<u8> },
+    Any {
+        kind: u8,
+        size: Option<u16>,
+        body: Vec<u8>,
+    },
     Bytes(Vec<u8>),
     Work(u8),
     /// So many messages fit from now on.
@@ -166,9 +179,13 @@ impl World {
     fn handshake(&mut self) {
         self.engine.start();
         self.work(4);
-        self.ends.to_guest.push_back(message(2, None, &[1, 0, 0, 0, 0, 0, 0, 0]));
+        self.ends
+            .to_guest
+            .push_back(message(2, None, &[1, 0, 0, 0, 0, 0, 0, 0]));
         self.work(4);
-        self.ends.to_guest.push_back(message(4, None, &[7, 0, 0, 0, 0, 0, 0, 0]));
+        self.ends
+            .to_guest
+            .push_back(message(4, None, &[7, 0, 0, 0, 0, 0, 0, 0]));
         self.work(4);
     }
 
@@ -244,7 +261,11 @@ impl World {
         self.ends.room = usize::MAX;
         self.engine.pool_mut().broken = None;
         for round in 0.. {
-            assert!(round < 100_000, "the engine never comes to rest: {:?}", self.engine.state());
+            assert!(
+                round < 100_000,
+                "the engine never comes to rest: {:?}",
+                self.engine.state()
+            );
             let mut sent = Sent {
                 room: &mut self.ends.room,
                 is_gone: self.ends.is_gone,

@@ -11,20 +11,54 @@ use crate::world::{Conduct, World};
 /// A channel message of the host, whether it is true or not. Numbers are mostly small, since those that are in use are.
 #[derive(Arbitrary, Clone, Debug)]
 pub(crate) enum Message {
-    Offer { channel: u8, high: Option<u32>, instance: u8, subchannel: u8, dedicated: bool, connection: u8 },
-    Rescind { channel: u8, high: Option<u32> },
+    Offer {
+        channel: u8,
+        high: Option<u32>,
+        instance: u8,
+        subchannel: u8,
+        dedicated: bool,
+        connection: u8,
+    },
+    Rescind {
+        channel: u8,
+        high: Option<u32>,
+    },
     AllOffers,
-    OpenResult { channel: u8, open_id: u8, status: u32 },
-    GpadlCreated { channel: u8, gpadl: u8, status: u32 },
-    GpadlTorndown { gpadl: u8 },
-    VersionResponse { supported: u8, state: u8, value: u32, features: u32 },
+    OpenResult {
+        channel: u8,
+        open_id: u8,
+        status: u32,
+    },
+    GpadlCreated {
+        channel: u8,
+        gpadl: u8,
+        status: u32,
+    },
+    GpadlTorndown {
+        gpadl: u8,
+    },
+    VersionResponse {
+        supported: u8,
+        state: u8,
+        value: u32,
+        features: u32,
+    },
     UnloadResponse,
-    ModifyResponse { channel: u8, status: u32 },
+    ModifyResponse {
+        channel: u8,
+        status: u32,
+    },
     /// One that only a guest sends, or that nobody knows.
-    Other { kind: u8, fields: [u32; 4], len: u8 },
+    Other {
+        kind: u8,
+        fields: [u32; 4],
+        len: u8,
+    },
 }
 
-const CLASS: [u8; 16] = [0xdc, 0x74, 0x50, 0x52, 0x85, 0x89, 0xe2, 0x46, 0x80, 0x57, 0xa3, 0x07, 0xdc, 0x18, 0xa5, 0x02];
+const CLASS: [u8; 16] = [
+    0xdc, 0x74, 0x50, 0x52, 0x85, 0x89, 0xe2, 0x46, 0x80, 0x57, 0xa3, 0x07, 0xdc, 0x18, 0xa5, 0x02,
+];
 
 impl Message {
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -50,14 +84,21 @@ impl Message {
             }
             Self::Rescind { channel, high } => words(&[2, 0, number(*channel, *high)]),
             Self::AllOffers => words(&[4, 0]),
-            Self::OpenResult { channel, open_id, status } => {
-                words(&[6, 0, u32::from(*channel), u32::from(*open_id), *status])
-            }
+            Self::OpenResult {
+                channel,
+                open_id,
+                status,
+            } => words(&[6, 0, u32::from(*channel), u32::from(*open_id), *status]),
             Self::GpadlCreated { channel, gpadl, status } => {
                 words(&[10, 0, u32::from(*channel), u32::from(*gpadl), *status])
             }
             Self::GpadlTorndown { gpadl } => words(&[12, 0, u32::from(*gpadl)]),
-            Self::VersionResponse { supported, state, value, features } => {
+            Self::VersionResponse {
+                supported,
+                state,
+                value,
+                features,
+            } => {
                 let first = u32::from(*supported) | u32::from(*state) << 8;
                 words(&[15, 0, first, *value, *features])
             }
@@ -144,24 +185,56 @@ pub(crate) enum HostStep {
     Run,
     Advance(u16),
     /// Offers a device of the model's, which sends back what it gets.
-    Offer { instance: u8, subchannel: u8 },
+    Offer {
+        instance: u8,
+        subchannel: u8,
+    },
     /// Offers a device that does nothing: the steps are the device.
-    OfferMute { instance: u8 },
+    OfferMute {
+        instance: u8,
+    },
     Rescind(u8),
-    Reply { request: Request, how: How, times: u8 },
-    FailPosts { status: u16, times: u8 },
-    FailSignals { status: u16, times: u8 },
+    Reply {
+        request: Request,
+        how: How,
+        times: u8,
+    },
+    FailPosts {
+        status: u16,
+        times: u8,
+    },
+    FailSignals {
+        status: u16,
+        times: u8,
+    },
     Say(Message),
     SayBytes(Vec<u8>),
-    Slot { kind: u32, len: u8, bytes: Vec<u8> },
+    Slot {
+        kind: u32,
+        len: u8,
+        bytes: Vec<u8>,
+    },
     Flag(u16),
     Signal(u8),
     /// Sends a packet as it should be: a completion of a small id, or in-band.
-    Packet { channel: u8, completes: Option<u8>, asks: bool, len: u8 },
+    Packet {
+        channel: u8,
+        completes: Option<u8>,
+        asks: bool,
+        len: u8,
+    },
     /// Does something to one of the channel's rings, from the guest or to it.
-    Ring { channel: u8, to_guest: bool, deed: Deed },
+    Ring {
+        channel: u8,
+        to_guest: bool,
+        deed: Deed,
+    },
     /// The same, when the guest does its step so many steps from now.
-    Later { steps: u8, before: bool, step: Box<HostStep> },
+    Later {
+        steps: u8,
+        before: bool,
+        step: Box<HostStep>,
+    },
 }
 
 /// A device that does nothing.
@@ -236,7 +309,12 @@ impl HostStep {
                     host.channel(channel).signal();
                 }
             }
-            Self::Packet { channel, completes, asks, len } => {
+            Self::Packet {
+                channel,
+                completes,
+                asks,
+                len,
+            } => {
                 world.behaves(Conduct::Lying);
                 if let Some(channel) = chosen(world, *channel) {
                     let payload = [0x5a; 255];
@@ -248,7 +326,11 @@ impl HostStep {
                     };
                 }
             }
-            Self::Ring { channel, to_guest, deed } => {
+            Self::Ring {
+                channel,
+                to_guest,
+                deed,
+            } => {
                 if let Some(channel) = chosen(world, *channel) {
                     world.behaves(Conduct::Lying);
                     act_on_ring(world, channel, *to_guest, deed);
@@ -290,19 +372,28 @@ impl Wire for GuestRing {
     }
 
     fn set(&self, offset: u32, value: u32) {
-        let _ = self.world.platform.guest_write(self.control + u64::from(offset), &value.to_le_bytes());
+        let _ = self
+            .world
+            .platform
+            .guest_write(self.control + u64::from(offset), &value.to_le_bytes());
     }
 
     fn get(&self, offset: u32) -> u32 {
         let mut bytes = [0; 4];
-        let _ = self.world.platform.guest_read(self.control + u64::from(offset), &mut bytes);
+        let _ = self
+            .world
+            .platform
+            .guest_read(self.control + u64::from(offset), &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
     fn store(&self, at: u32, word: u64) {
         let at = at % self.size();
         let page = self.data[(at / 4096) as usize];
-        let _ = self.world.platform.guest_write(page + u64::from(at % 4096), &word.to_le_bytes());
+        let _ = self
+            .world
+            .platform
+            .guest_write(page + u64::from(at % 4096), &word.to_le_bytes());
     }
 }
 
@@ -311,7 +402,9 @@ fn act_on_ring(world: &'static World, channel: u32, to_guest: bool, deed: &Deed)
         return;
     };
     let pages = if to_guest { to } else { from };
-    let Some((control, data)) = pages.split_first() else { return };
+    let Some((control, data)) = pages.split_first() else {
+        return;
+    };
     let ring = GuestRing {
         world,
         control: *control,

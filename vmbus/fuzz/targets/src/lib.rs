@@ -41,9 +41,29 @@ pub struct Target {
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
-    Target { name: "messages", run: messages, show: messages::show },
-    Target { name: "dynamic_memory", run: dynamic_memory, show: dynamic_memory::show },
-    Target { name: "offers", run: offers, show: offers::show },
-    Target { name: "ring_reader", run: ring_reader, show: ring_reader::show },
-    Target { name: "ring_writer", run: ring_writer, show: ring_writer::show },
+    Target {
+        name: "messages",
+        run: messages,
+        show: messages::show,
+    },
+    Target {
+        name: "dynamic_memory",
+        run: dynamic_memory,
+        show: dynamic_memory::show,
+    },
+    Target {
+        name: "offers",
+        run: offers,
+        show: offers::show,
+    },
+    Target {
+        name: "ring_reader",
+        run: ring_reader,
+        show: ring_reader::show,
+    },
+    Target {
+        name: "ring_writer",
+        run: ring_writer,
+        show: ring_writer::show,
+    },
 ];

@@ -88,7 +88,12 @@ fn fields(data: &[u8]) {
         }
     }
     if let Ok(modify) = ModifyChannel::decode(data) {
-        assert_eq!(ModifyChannel::new(modify.channel(), modify.target_vp()).encode().as_slice()[8..16], data[8..16]);
+        assert_eq!(
+            ModifyChannel::new(modify.channel(), modify.target_vp())
+                .encode()
+                .as_slice()[8..16],
+            data[8..16]
+        );
     }
     if let Ok(header) = GpadlHeader::decode(data) {
         match header.range() {

@@ -121,7 +121,10 @@ impl Guest {
         };
         // Undoing takes its own time.
         let limit = PATIENCE * 3;
-        let opened = self.session.world.within(limit, || bus.open(channel, &parameters, Sink, SOON));
+        let opened = self
+            .session
+            .world
+            .within(limit, || bus.open(channel, &parameters, Sink, SOON));
         self.channels.extend(met(opened));
     }
 
@@ -211,7 +214,12 @@ impl Guest {
             last = offer.sequence;
             let _ = (format!("{offer}"), bus.subchannels(&offer).count());
         }
-        let _ = (bus.offer_generation(), bus.has_all_offers(), bus.shared_bytes(), bus.version());
+        let _ = (
+            bus.offer_generation(),
+            bus.has_all_offers(),
+            bus.shared_bytes(),
+            bus.version(),
+        );
     }
 
     fn end(mut self) {

@@ -71,7 +71,11 @@ impl Pool {
 
     /// The host has as many pages as the engine says.
     pub(crate) fn check_count(&self, held: &HeldPages) {
-        assert_eq!(held.page_count(), self.counts[Owner::Host as usize], "no page is lost, none is made");
+        assert_eq!(
+            held.page_count(),
+            self.counts[Owner::Host as usize],
+            "no page is lost, none is made"
+        );
     }
 
     /// The host has what the engine says.
@@ -123,7 +127,11 @@ impl MemoryPool for Pool {
     fn give_back(&mut self, pages: PageRange) {
         for page in pages.start().get()..pages.end().get() {
             let index = (page - FIRST) as usize;
-            assert_eq!(self.owners[index], Owner::Host, "page {page:#x} was given back and not taken");
+            assert_eq!(
+                self.owners[index],
+                Owner::Host,
+                "page {page:#x} was given back and not taken"
+            );
             self.set(index, Owner::Nobody);
         }
     }

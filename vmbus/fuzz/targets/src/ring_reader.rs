@@ -131,7 +131,10 @@ pub fn ring_reader(data: &[u8]) {
         attach(View::Once),
         attach(View::Twice),
     ) else {
-        assert!(start >= size || !start.is_multiple_of(8), "refused a ring at {start:#x}");
+        assert!(
+            start >= size || !start.is_multiple_of(8),
+            "refused a ring at {start:#x}"
+        );
         if let Err(error) = attach(View::Once) {
             note("InvalidRing", &error);
         }

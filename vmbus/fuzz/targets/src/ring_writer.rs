@@ -4,9 +4,7 @@
 use std::collections::VecDeque;
 
 use arbitrary::Arbitrary;
-use vmbus::ring::{
-    ExternalToSend, GpaRangeToSend, Header, PacketToSend, Producer, Room, SharedRing, WriteError,
-};
+use vmbus::ring::{ExternalToSend, GpaRangeToSend, Header, PacketToSend, Producer, Room, SharedRing, WriteError};
 
 use crate::arena::{Arena, View};
 use crate::input::input;
@@ -23,9 +21,21 @@ struct Input {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Send { len: u16, id: u8 },
-    Write { len: u8, ranges: Vec<(u16, u16)>, transfer: bool },
-    Reserve { external: u8, len: u16, pieces: Vec<Piece>, finishes: bool },
+    Send {
+        len: u16,
+        id: u8,
+    },
+    Write {
+        len: u8,
+        ranges: Vec<(u16, u16)>,
+        transfer: bool,
+    },
+    Reserve {
+        external: u8,
+        len: u16,
+        pieces: Vec<Piece>,
+        finishes: bool,
+    },
     Commit,
     Revert,
     Wait(u32),
@@ -66,7 +76,9 @@ struct World {
 }
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len).map(|index| (seed.wrapping_mul(31).wrapping_add(index as u64 * 7) & 0xff) as u8 ^ 0x5a).collect()
+    (0..len)
+        .map(|index| (seed.wrapping_mul(31).wrapping_add(index as u64 * 7) & 0xff) as u8 ^ 0x5a)
+        .collect()
 }
 
 /// A writer against any reader.
@@ -258,7 +270,11 @@ impl World {
             return;
         }
         let Some(sent) = self.told.pop_front() else {
-            assert_eq!(self.arena.get(WRITE_INDEX), self.read, "nothing was told that was not sent");
+            assert_eq!(
+                self.arena.get(WRITE_INDEX),
+                self.read,
+                "nothing was told that was not sent"
+            );
             return;
         };
         let first = self.arena.load(self.read);
@@ -272,11 +288,18 @@ impl World {
         if let Some(payload) = &sent.payload {
             let words = (data8..len8).map(|word| self.arena.load(self.read + u32::try_from(word * 8).unwrap_or(0)));
             let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-            assert!(bytes.split_off(payload.len()).iter().all(|byte| *byte == 0), "the padding is zero");
+            assert!(
+                bytes.split_off(payload.len()).iter().all(|byte| *byte == 0),
+                "the padding is zero"
+            );
             assert_eq!(bytes, *payload);
         }
         let len = u32::from(sent.len8) * 8;
-        assert_eq!(self.arena.load(self.read + len), u64::from(self.read) << 32, "the trailer");
+        assert_eq!(
+            self.arena.load(self.read + len),
+            u64::from(self.read) << 32,
+            "the trailer"
+        );
         self.read = (self.read + len + 8) % self.arena.size();
         self.arena.set(READ_INDEX, self.read);
     }

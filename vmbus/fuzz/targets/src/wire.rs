@@ -114,7 +114,9 @@ impl Packet {
             }
         }
         let data_offset8 = self.data_offset8.unwrap_or(2 + external.len() as u64 as u16);
-        let length8 = self.length8.unwrap_or(2 + external.len() as u64 as u16 + u16::from(self.payload));
+        let length8 = self
+            .length8
+            .unwrap_or(2 + external.len() as u64 as u16 + u16::from(self.payload));
         let first = u64::from(kind)
             | u64::from(data_offset8) << 16
             | u64::from(length8) << 32
@@ -138,9 +140,15 @@ pub(crate) enum Deed {
     /// Puts a packet, and does not tell.
     Put(Packet),
     /// Writes words anywhere in the data.
-    Words { at: u16, words: [u64; 2] },
+    Words {
+        at: u16,
+        words: [u64; 2],
+    },
     /// Changes a byte, counted from where the next packet would be written, backwards.
-    Flip { back: u16, mask: u8 },
+    Flip {
+        back: u16,
+        mask: u8,
+    },
     /// Tells of so many words more.
     Advance(u8),
     /// Writes any word of the control page.

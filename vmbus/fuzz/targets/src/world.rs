@@ -88,7 +88,8 @@ impl World {
 
     /// Lets time pass.
     pub(crate) fn jump(&self, milliseconds: u16) {
-        self.jumped.fetch_add(u64::from(milliseconds) * 10_000, Ordering::Relaxed);
+        self.jumped
+            .fetch_add(u64::from(milliseconds) * 10_000, Ordering::Relaxed);
         self.platform.advance(Duration::from_millis(u64::from(milliseconds)));
     }
 
@@ -207,7 +208,9 @@ impl Session {
         let world = self.world;
         // One contact for each version, each posted and answered in its time; then the offers.
         let limit = PATIENCE * 24;
-        let result = world.within(limit, || Bus::connect(self.hypervisor(), world.platform, guest_config()));
+        let result = world.within(limit, || {
+            Bus::connect(self.hypervisor(), world.platform, guest_config())
+        });
         match result {
             Ok(bus) => {
                 self.may_have_lost |= bus.version() < Version::V3_0;
@@ -234,7 +237,10 @@ impl Session {
                 return;
             }
         }
-        assert!(self.world.conduct() > Conduct::Fair, "host and guest keep each other busy");
+        assert!(
+            self.world.conduct() > Conduct::Fair,
+            "host and guest keep each other busy"
+        );
     }
 
     /// Ends the connection. Everything of the guest's that stands on it has been dropped, or will be before `end`.
@@ -278,9 +284,18 @@ fn judge(world: &World, may_have_lost: bool) {
     }
     for violation in world.host.violations() {
         // True whatever the host says.
-        let is_own = ["M13", "B1)", "B7", "HvPostMessage", "HvSignalEvent", "hypercall", "R13", "register"]
-            .iter()
-            .any(|part| violation.contains(part));
+        let is_own = [
+            "M13",
+            "B1)",
+            "B7",
+            "HvPostMessage",
+            "HvSignalEvent",
+            "hypercall",
+            "R13",
+            "register",
+        ]
+        .iter()
+        .any(|part| violation.contains(part));
         // True as long as it does not lie.
         let is_claim = violation.contains("G3") && conduct < Conduct::Lying;
         assert!(!is_own && !is_claim && conduct > Conduct::Fair, "{violation}");

@@ -302,3 +302,31 @@ fn posts_that_fail_in_the_middle_of_a_description_take_it_back() {
     opened.close(SECOND).unwrap();
     ground.finish(bus);
 }
+
+#[test]
+fn g3_the_rings_of_a_channel_that_the_host_was_not_told_of_closing_are_not_asked_for() {
+    let (ground, id) = Ground::with_channel();
+    let bus = ground.connect();
+    let (channel, _) = open(&bus, id);
+    // Neither a refusal nor a host that is busy for too long.
+    ground.host.fail_posts(0x06, 1);
+    assert!(matches!(channel.close(SECOND), Err(Error::Hypercall(_))));
+    assert_eq!(
+        (ground.posts_of(7), ground.posts_of(11)),
+        (1, 0),
+        "no teardown under an open channel"
+    );
+    assert_eq!(bus.counters().parked_blocks, 1);
+    // The end of the connection is the host's word for it. To the model the channel was open until then.
+    bus.disconnect(SECOND).unwrap();
+    assert_eq!((bus.counters().unparked_blocks, bus.counters().lost_blocks), (1, 0));
+    let violations = ground.host.take_violations();
+    assert!(
+        violations.iter().all(|text| text.contains("UNLOAD with channels")),
+        "{violations:?}"
+    );
+    drop((channel, bus));
+    ground.hypervisor.disable_hypercalls().unwrap();
+    assert!(ground.host.is_at_rest());
+    ground.check();
+}
