@@ -284,8 +284,8 @@ impl<C: Context> DisabledChannel<C> {
         self
     }
 
-    /// Sets the longest payload that is sent or received (`VmbChannelInitSetMaximumPacketSize`), completions included. A
-    /// longer packet of the peer breaks the channel.
+    /// Sets the longest payload that is sent or received (`VmbChannelInitSetMaximumPacketSize`). A longer packet of the peer
+    /// breaks the channel; of a longer completion, the beginning is kept.
     ///
     /// ```
     /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};

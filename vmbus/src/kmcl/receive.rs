@@ -30,6 +30,8 @@ pub(crate) type Slot = Box<IncomingBody>;
 pub(crate) struct IncomingBody {
     /// Page list and payload; later the answer, if that has to wait in line.
     words: Vec<u64>,
+    /// In bytes; the words have more, for a page list.
+    longest_payload: usize,
     list_len: usize,
     len: usize,
     pub(crate) transaction_id: u64,
@@ -51,6 +53,7 @@ impl IncomingBody {
     fn new(settings: &Settings) -> Result<Box<Self>, OutOfMemory> {
         try_box(Self {
             words: try_vec_of(settings.packet_words(), |_| 0)?,
+            longest_payload: settings.maximum_packet_size.next_multiple_of(8),
             list_len: 0,
             len: 0,
             transaction_id: 0,
@@ -76,6 +79,14 @@ impl IncomingBody {
             peek.payload_len() as usize,
             peek.words(),
         );
+        if len > self.longest_payload {
+            // It would fit where a page list has room, but the driver was promised that there is none.
+            let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+            return Err(ReadError::Corrupt(Corruption::TooLong {
+                length: length(len),
+                limit: length(self.longest_payload),
+            }));
+        }
         peek.take_into(&mut self.words)?;
         self.packet_type = packet_type;
         self.transaction_id = id;

@@ -5,9 +5,12 @@
 //! were kept. See `../README.md`.
 
 mod arena;
+mod driver;
 mod dynamic_memory;
+mod host_actions;
 mod host_steps;
 mod input;
+mod kmcl;
 mod messages;
 mod observe;
 mod offers;
@@ -18,6 +21,8 @@ mod wire;
 mod world;
 
 pub use dynamic_memory::dynamic_memory;
+pub use host_actions::host_actions;
+pub use kmcl::kmcl;
 pub use messages::messages;
 pub use observe::recording;
 pub use offers::offers;
@@ -39,31 +44,23 @@ pub struct Target {
     pub show: fn(&[u8]) -> String,
 }
 
-/// Every target.
-pub const TARGETS: &[Target] = &[
-    Target {
-        name: "messages",
-        run: messages,
-        show: messages::show,
-    },
-    Target {
-        name: "dynamic_memory",
-        run: dynamic_memory,
-        show: dynamic_memory::show,
-    },
-    Target {
-        name: "offers",
-        run: offers,
-        show: offers::show,
-    },
-    Target {
-        name: "ring_reader",
-        run: ring_reader,
-        show: ring_reader::show,
-    },
-    Target {
-        name: "ring_writer",
-        run: ring_writer,
-        show: ring_writer::show,
-    },
-];
+macro_rules! targets {
+    ($($name:ident,)+) => {
+        /// Every target.
+        pub const TARGETS: &[Target] = &[$(Target {
+            name: stringify!($name),
+            run: $name::$name,
+            show: $name::show,
+        },)+];
+    };
+}
+
+targets! {
+    dynamic_memory,
+    host_actions,
+    kmcl,
+    messages,
+    offers,
+    ring_reader,
+    ring_writer,
+}

@@ -69,6 +69,19 @@ impl World {
         WORLD.with(|world| *world)
     }
 
+    /// Returns this thread's platform of its own, to which no host is attached: for what needs none.
+    pub(crate) fn alone() -> &'static Self {
+        std::thread_local!(static WORLD: &'static World = World::new());
+        WORLD.with(|world| *world)
+    }
+
+    /// Gives all memory of the platform back. Nobody has any of it any more.
+    pub(crate) fn start_over(&self) {
+        self.jumped.store(0, Ordering::Relaxed);
+        // SAFETY: as the caller knows; runs end with this.
+        unsafe { self.platform.start_over() };
+    }
+
     fn bus(&self) -> Option<Bus> {
         self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -267,8 +280,7 @@ impl Session {
         drop(unsafe { Box::from_raw(self.hypervisor.as_ptr()) });
         judge(world, self.may_have_lost);
         world.host.start_over(model::Config::new(Personality::HyperV));
-        // SAFETY: bus, channels and hypervisor are gone; what was lost is forgotten by all.
-        unsafe { world.platform.start_over() };
+        world.start_over();
         if !self.may_have_lost {
             assert_eq!(TestHeap::live(), self.live_before, "the heap is as it was");
         }

@@ -302,6 +302,22 @@ fn a_server_that_fails_to_lend_is_told_so() {
 }
 
 #[test]
+fn r3_a_payload_beyond_the_limit_breaks_the_channel_though_a_slot_has_room_for_page_lists() {
+    let limit = |end: DisabledEnd| end.init_set_maximum_packet_size(64).unwrap();
+    for (len, is_taken) in [(64, true), (65, false)] {
+        let pair = Pair::with(limit, limit, hold, echo);
+        let header = crate::ring::Header::in_band(7);
+        let none = crate::ring::ExternalToSend::None;
+        assert!(pair.client.send_raw_for_tests(header, &[&[1; 65][..len]], none));
+        pair.host.process();
+        assert_eq!(pair.server.context().held_count() == 1, is_taken, "{len} bytes");
+        assert_eq!(pair.server.is_running(), is_taken, "{len} bytes");
+        pair.server.context().held.lock().unwrap().clear();
+        pair.close();
+    }
+}
+
+#[test]
 fn q1_guessed_double_and_late_completions_are_dropped_and_counted() {
     let pair = Pair::new(hold);
     pair.client.packet_allocate().unwrap().send(b"x", None, FLAGS).unwrap();
