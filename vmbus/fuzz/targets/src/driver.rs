@@ -254,8 +254,10 @@ impl Driver {
     pub(crate) fn act(&mut self, step: &DriverStep) {
         let world = self.world;
         match step {
-            DriverStep::Send { len } => {
-                met(self.channel.send(&PAYLOAD[..usize::from(*len)]));
+            DriverStep::Send { len, times } => {
+                for _ in 0..=*times % 32 {
+                    met(self.channel.send(&PAYLOAD[..usize::from(*len)]));
+                }
             }
             DriverStep::Packet {
                 len,

@@ -285,11 +285,11 @@ impl HostStep {
             }
             Self::FailPosts { status, times } => {
                 world.behaves(Conduct::Rough);
-                host.fail_posts(*status | 1, u32::from(*times));
+                host.fail_posts(failure(*status), u32::from(*times));
             }
             Self::FailSignals { status, times } => {
                 world.behaves(Conduct::Rough);
-                host.fail_signals(*status | 1, u32::from(*times));
+                host.fail_signals(failure(*status), u32::from(*times));
             }
             Self::Say(message) => {
                 world.behaves(Conduct::Lying);
@@ -349,6 +349,15 @@ impl HostStep {
                 });
             }
         }
+    }
+}
+
+/// The status of a hypercall that fails: mostly "no such connection" and "insufficient buffers", which are met in life.
+const fn failure(status: u16) -> u16 {
+    match status {
+        0 => 0x12,
+        1..=0xff => [0x12, 0x13, 0x13, 0x0b, 0x06][status as usize % 5],
+        other => other,
     }
 }
 

@@ -31,6 +31,11 @@ pub(crate) fn note_counter(kind: &str, name: &str, value: u64) {
     }
 }
 
+/// Whether somebody asked: then the heap grows by what was noted.
+pub(crate) fn is_recording() -> bool {
+    MET.with_borrow(Option::is_some)
+}
+
 /// Runs `work` and returns what it met.
 pub fn recording(work: impl FnOnce()) -> BTreeSet<String> {
     MET.set(Some(BTreeSet::new()));
