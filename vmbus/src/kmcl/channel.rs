@@ -421,6 +421,7 @@ impl<C: Context> Channel<C> {
 
     /// Makes a packet object that is not of the channel's pool (`VmbPacketInitialize`): its memory is the caller's, that is,
     /// it is allocated here and freed when the packet is dropped. Set a completion routine before sending, or it is freed then.
+    /// As many of them can be on their way at a time as the channel has packets of its own.
     ///
     /// ```
     /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};

@@ -291,7 +291,7 @@ impl<C: Context> Core<C> {
     /// Sends a packet object with its routine.
     pub(crate) fn send_packet(
         &self,
-        body: PacketMemory<C>,
+        mut body: PacketMemory<C>,
         payload: &[u8],
         flags: SendFlags,
     ) -> Result<(), (Error, PacketMemory<C>)> {
@@ -299,11 +299,21 @@ impl<C: Context> Core<C> {
             return Err((error, body));
         }
         let mut outgoing = self.outgoing.lock(self.platform);
-        if flags.contains(SendFlags::WAIT_FOR_COMPLETION) {
+        if !outgoing.count(&mut body, &self.counters) {
+            return Err((Error::TooManyPackets, body));
+        }
+        let sent = if flags.contains(SendFlags::WAIT_FOR_COMPLETION) {
             outgoing
                 .send_request(body, Waiter::Routine, payload, IfFull::Queue, &self.counters)
-                .map(|_| ())?;
-        } else if let Some(body) = outgoing.send_notice(body, payload, IfFull::Queue, &self.counters)? {
+                .map(|_| None)
+        } else {
+            outgoing.send_notice(body, payload, IfFull::Queue, &self.counters)
+        };
+        let gone_out = sent.map_err(|(error, mut body)| {
+            outgoing.discount(&mut body);
+            (error, body)
+        })?;
+        if let Some(body) = gone_out {
             if body.routine.is_none() {
                 drop(outgoing);
                 self.free_packet(body);

@@ -68,6 +68,9 @@ pub(crate) struct Outgoing<C: Context> {
     /// The peer broke the ring.
     pub(crate) broken: bool,
     packets: u32,
+    /// Packets in the caller's memory that were sent and whose routine was not called. At most as many as the channel has of its
+    /// own: with this, there is room in every line for all that may be in it.
+    callers: u32,
 }
 
 impl<C: Context> Outgoing<C> {
@@ -75,7 +78,7 @@ impl<C: Context> Outgoing<C> {
     pub(crate) fn new(packets: u32, completions: u32) -> Result<Self, OutOfMemory> {
         let mut queue = VecDeque::new();
         queue
-            .try_reserve_exact(packets as usize + completions as usize)
+            .try_reserve_exact(2 * packets as usize + completions as usize)
             .map_err(|_| OutOfMemory)?;
         Ok(Self {
             ring: None,
@@ -84,10 +87,11 @@ impl<C: Context> Outgoing<C> {
             table: Slab::new(packets)?,
             pool: try_vec_with_capacity(packets as usize)?,
             queue,
-            placed: try_vec_with_capacity(packets as usize)?,
+            placed: try_vec_with_capacity(2 * packets as usize)?,
             returned: try_vec_with_capacity(completions as usize)?,
             broken: false,
             packets,
+            callers: 0,
         })
     }
 
@@ -369,7 +373,7 @@ impl<C: Context> Outgoing<C> {
 
     /// Makes room in line for the completions of so many incoming packets.
     pub(crate) fn reserve_completions(&mut self, completions: u32) -> Result<(), OutOfMemory> {
-        let line = self.packets as usize + completions as usize;
+        let line = 2 * self.packets as usize + completions as usize;
         self.queue
             .try_reserve_exact(line.saturating_sub(self.queue.len()))
             .map_err(|_| OutOfMemory)?;
@@ -405,6 +409,27 @@ impl<C: Context> Outgoing<C> {
         next
     }
 
+    /// Takes note that a packet goes out; false if too many of the caller's own are on their way.
+    pub(crate) fn count(&mut self, body: &mut PacketMemory<C>, counters: &LiveCounters) -> bool {
+        if body.of_pool {
+            return true;
+        }
+        if self.callers >= self.packets {
+            add(&counters.refused, 1);
+            return false;
+        }
+        self.callers += 1;
+        body.is_counted = true;
+        true
+    }
+
+    /// Takes note that a packet is not on its way any more.
+    pub(crate) fn discount(&mut self, body: &mut PacketMemory<C>) {
+        if core::mem::take(&mut body.is_counted) {
+            self.callers = self.callers.saturating_sub(1);
+        }
+    }
+
     /// Has the packet's routine called by whoever processes.
     pub(crate) fn hand_back(&mut self, body: PacketMemory<C>, counters: &LiveCounters) {
         let lost = push_reserved(&mut self.placed, body);
@@ -418,6 +443,7 @@ impl<C: Context> Outgoing<C> {
 
     /// Puts a packet back among the free ones; one in the caller's memory is returned.
     pub(crate) fn put_back(&mut self, mut body: PacketMemory<C>) -> Option<PacketMemory<C>> {
+        self.discount(&mut body);
         if !body.of_pool {
             return Some(body);
         }

@@ -59,6 +59,8 @@ pub(crate) struct Body<C: Context> {
     pub(crate) pointer: usize,
     pub(crate) inline: Vec<u8>,
     pub(crate) of_pool: bool,
+    /// It counts among the caller's own that are on their way.
+    pub(crate) is_counted: bool,
     pub(crate) in_line: bool,
 }
 
@@ -72,6 +74,7 @@ impl<C: Context> Body<C> {
             pointer: 0,
             inline: try_vec_of(settings.inline_packet_context_size, |_| 0)?,
             of_pool,
+            is_counted: false,
             in_line: false,
         })
     }

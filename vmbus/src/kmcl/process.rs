@@ -138,6 +138,10 @@ impl<C: Context> Core<C> {
             channel.core().free_packet(body);
             return;
         };
+        if body.is_counted {
+            let core = channel.core();
+            core.outgoing.lock(core.platform).discount(&mut body);
+        }
         let status = body.settle(result);
         routine(channel, OutgoingPacket::new(body, channel.uncounted()), status);
     }

@@ -170,6 +170,7 @@ pub(crate) fn fit(channel: DisabledEnd, quota: u8) -> DisabledEnd {
 pub(crate) enum DriverStep {
     Send {
         len: u8,
+        times: u8,
     },
     Packet {
         len: u8,

@@ -2,6 +2,7 @@
 
 use core::future::Future;
 use core::pin::pin;
+use core::sync::atomic::Ordering;
 use core::task::{Context, Poll, Waker};
 use std::sync::Arc;
 
@@ -159,7 +160,7 @@ fn a_future_gets_its_completion_and_its_memory() {
 struct Flag(std::sync::atomic::AtomicBool);
 impl std::task::Wake for Flag {
     fn wake(self: Arc<Self>) {
-        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -170,9 +171,9 @@ fn a_completion_wakes_the_future() {
     let waker = Waker::from(flag.clone());
     let mut request = Box::pin(pair.client.request(b"question", None));
     assert!(request.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    assert!(!flag.0.load(std::sync::atomic::Ordering::SeqCst));
+    assert!(!flag.0.load(Ordering::SeqCst));
     pair.host.process();
-    assert!(flag.0.load(std::sync::atomic::Ordering::SeqCst));
+    assert!(flag.0.load(Ordering::SeqCst));
     assert!(poll(request.as_mut()).is_ready());
     drop(request);
     pair.close();
@@ -315,6 +316,36 @@ fn r3_a_payload_beyond_the_limit_breaks_the_channel_though_a_slot_has_room_for_p
         pair.server.context().held.lock().unwrap().clear();
         pair.close();
     }
+}
+
+#[test]
+fn q3_packets_of_the_callers_own_beyond_the_limit_are_refused_and_all_others_end_once() {
+    let few = |end: DisabledEnd| end.init_set_maximum_packet_count(2);
+    let pair = Pair::with(few, few, echo, echo);
+    let (mut sent, mut refused) = (0, 0);
+    for round in 0..8 {
+        // In the ring at once, while nobody processes; then waiting for an answer.
+        let flags = if round % 2 == 0 { SendFlags::empty() } else { FLAGS };
+        for _ in 0..4 {
+            let mut packet = pair.client.packet_initialize().unwrap();
+            packet.set_completion_routine(|channel, _, _| {
+                channel.context().value.fetch_add(1, Ordering::SeqCst);
+            });
+            match packet.send(b"own", None, flags) {
+                Ok(()) => sent += 1,
+                Err(error) => {
+                    assert_eq!(error.error, Error::TooManyPackets);
+                    refused += 1;
+                }
+            }
+            // A wait moves what is done into line, and calls no routine.
+            let _ = pair.client.send_synchronous_request(b"asked", None, SOON, &mut [0; 8]);
+        }
+        pair.host.process();
+    }
+    assert_eq!((get(&pair.client), sent), (sent, 16));
+    assert_eq!(refused, 16);
+    pair.close();
 }
 
 #[test]
