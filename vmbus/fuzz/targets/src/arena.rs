@@ -69,14 +69,14 @@ impl Arena {
         arena
     }
 
-    fn word(&self, page: usize, index: usize) -> &AtomicU64 {
+    const fn word(&self, page: usize, index: usize) -> &AtomicU64 {
         // SAFETY: inside the block, which has two pages besides those of data.
         let at = unsafe { self.control.add(page * PAGE + index * 8) };
         // SAFETY: aligned, never given back, and only reached by atomics or the ring's own copies.
         unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }
     }
 
-    fn control(&self, offset: u32) -> &AtomicU32 {
+    const fn control(&self, offset: u32) -> &AtomicU32 {
         // SAFETY: inside the first page.
         let at = unsafe { self.control.add(offset as usize) };
         // SAFETY: as above.

@@ -124,7 +124,7 @@ fn message(kind: u8, size: Option<u16>, body: &[u8]) -> Vec<u8> {
 }
 
 /// A range as it is written: the page in 40 bits, the count in 24.
-fn range(start: u64, count: u64) -> [u8; 8] {
+const fn range(start: u64, count: u64) -> [u8; 8] {
     (start & 0xff_ffff_ffff | count << 40).to_le_bytes()
 }
 

@@ -233,7 +233,7 @@ pub(crate) enum HostStep {
     Later {
         steps: u8,
         before: bool,
-        step: Box<HostStep>,
+        step: Box<Self>,
     },
 }
 
@@ -421,8 +421,8 @@ fn act_on_ring(world: &'static World, channel: u32, to_guest: bool, deed: &Deed)
     };
     // The model's own place in the ring is where the next packet goes.
     let mut peer = Peer {
-        write: if to_guest { ring.get(0) % ring.size() & !7 } else { 0 },
-        read: ring.get(4) % ring.size() & !7,
+        write: if to_guest { (ring.get(0) % ring.size()) & !7 } else { 0 },
+        read: (ring.get(4) % ring.size()) & !7,
     };
     peer.act(&ring, deed);
 }

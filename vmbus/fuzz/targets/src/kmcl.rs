@@ -136,8 +136,8 @@ fn run(world: &'static World, input: &Input) {
             Step::Tamper { to_server, deed } | Step::TamperAndTell { to_server, deed } => {
                 let (ring, peer) = &mut rings[usize::from(!to_server)];
                 // Behind what the real writer wrote.
-                peer.write = ring.get(0) % 4096 & !7;
-                peer.read = ring.get(4) % 4096 & !7;
+                peer.write = (ring.get(0) % 4096) & !7;
+                peer.read = (ring.get(4) % 4096) & !7;
                 peer.act(ring, deed);
                 if matches!(step, Step::TamperAndTell { .. }) {
                     let reader = if *to_server { &server } else { &client };

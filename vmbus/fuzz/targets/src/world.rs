@@ -203,7 +203,7 @@ impl Session {
         }
     }
 
-    pub(crate) fn hypervisor(&self) -> &'static Hypervisor {
+    pub(crate) const fn hypervisor(&self) -> &'static Hypervisor {
         // SAFETY: freed in `end` only, when nobody is left who has it.
         unsafe { self.hypervisor.as_ref() }
     }
@@ -295,6 +295,10 @@ fn judge(world: &World, may_have_lost: bool) {
         assert!(is_host && conduct == Conduct::Lying, "{fault}");
     }
     for violation in world.host.violations() {
+        // The driver's own, which shares memory of any length with any host.
+        if violation.contains("all that QEMU takes") {
+            continue;
+        }
         // True whatever the host says.
         let is_own = [
             "M13",

@@ -1,4 +1,8 @@
 //! Every input that was kept runs without libFuzzer, too: the minimised corpora, and what once made a target fail.
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy knows tests by their attribute, and these functions are a test's"
+)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
