@@ -7,7 +7,7 @@ use boot::command_line::Options;
 use crate::end::{Outcome, finish, restart};
 use crate::hyperv::bus::BusError;
 use crate::hyperv::dynamic_memory::{self, Wish};
-use crate::hyperv::{self, bus};
+use crate::hyperv::{self, NotHyperV, bus};
 use crate::time::Deadline;
 use crate::{console, memory, power, start, status, task, time};
 
@@ -64,6 +64,12 @@ pub fn run() -> ! {
         Ok(_) => converse(),
         Err(BusError::NotHyperV(reason)) => {
             crate::println!("This is no Hyper-V: {reason}. There is nothing to connect to.");
+            if matches!(reason, NotHyperV::Other { vendor, .. } if vendor.bytes().starts_with(b"KVM")) {
+                crate::println!(
+                    "QEMU's KVM can be one: -cpu host,kvm=off,hv-relaxed,hv-vpindex,hv-time,hv-synic,hv-stimer,hv-vapic"
+                );
+                crate::println!("and -device vmbus-bridge -device hv-balloon.");
+            }
             finish(Outcome::NoHyperV, "")
         }
         Err(error) => finish(Outcome::Fail, &format!("{error}")),

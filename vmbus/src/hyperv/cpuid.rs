@@ -31,7 +31,7 @@ pub enum NotHyperV {
     #[error("no hypervisor found")]
     NoHypervisor,
     /// Another hypervisor.
-    #[error("running under {vendor}, which has no Hyper-V interface ({interface})")]
+    #[error("running under {vendor}, which has no Hyper-V interface")]
     Other {
         /// The vendor's signature, `KVMKVMKVM` for example.
         vendor: Signature<12>,

@@ -98,7 +98,7 @@ fn b2_the_emulator_is_named() {
     .unwrap_err();
     assert_eq!(
         format!("{found}"),
-        "running under TCGTCGTCGTCG, which has no Hyper-V interface ()"
+        "running under TCGTCGTCGTCG, which has no Hyper-V interface"
     );
 }
 
@@ -119,7 +119,7 @@ fn b2_plain_kvm_is_named() {
     );
     assert_eq!(
         format!("{found}"),
-        "running under KVMKVMKVM, which has no Hyper-V interface (\\xfb~\\x00\\x01)"
+        "running under KVMKVMKVM, which has no Hyper-V interface"
     );
 }
 
@@ -143,7 +143,7 @@ fn b2_any_signature_can_be_printed() {
     .unwrap_err();
     assert_eq!(
         format!("{found}"),
-        r#"running under \xff\xff\xff\xff\x00\x1b\r\n\'\\\", which has no Hyper-V interface ()"#
+        r#"running under \xff\xff\xff\xff\x00\x1b\r\n\'\\\", which has no Hyper-V interface"#
     );
 }
 
