@@ -1,13 +1,17 @@
 //! The list of scenarios.
 
 use super::gen2::{Complaint, Reboots, Says, Screen};
-use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing};
+use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic};
 use super::{Expect, Image, KernelFile, Scenario, Script};
 use crate::image::Format;
 use crate::nested::Clock;
 use crate::qemu::Accelerator;
 
 const BALLOON: &[&str] = &["-device", "hv-balloon,status-report=on"];
+/// The later of two descriptions of the processor counts.
+const OLD_APIC: &[&str] = &["-device", "hv-balloon,status-report=on", "-cpu", OLD_CPU];
+const OLD_CPU: &str =
+    "host,kvm=off,-x2apic,hv-relaxed,hv-vpindex,hv-time,hv-synic,hv-stimer,hv-vapic,hv-runtime,hv-crash";
 const HOT_ADD: &[&str] = &[
     "-object",
     "memory-backend-ram,id=added,size=256M",
@@ -289,6 +293,13 @@ fn direct() -> Vec<Scenario> {
             cmdline: "selftest=connect,smp",
             cpus: 2,
             script: || Connect::script("4.0"),
+            ..COMMON
+        },
+        Scenario {
+            name: "old_apic",
+            cmdline: "selftest=connect",
+            extra: OLD_APIC,
+            script: || Box::new(OldApic),
             ..COMMON
         },
         Scenario {

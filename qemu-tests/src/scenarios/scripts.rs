@@ -70,6 +70,22 @@ impl Script for Connect {
     }
 }
 
+/// As [`Connect`], with interrupts through the older interface of the APIC, in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct OldApic;
+
+impl Script for OldApic {
+    fn end(&mut self, seen: &Seen, figures: &mut BTreeMap<String, f64>) -> Result<()> {
+        let apic = seen
+            .outcome
+            .report
+            .as_ref()
+            .and_then(|report| report.pointer("/kernel/apic"));
+        ensure!(apic.is_some_and(|apic| apic == "xAPIC"), "the guest uses {apic:?}");
+        Connect { version: "4.0" }.end(seen, figures)
+    }
+}
+
 /// Takes 64 MiB away from a guest of 256 MiB, and gives them back.
 #[derive(Clone, Debug, Default)]
 pub struct Balloon {
