@@ -1,13 +1,15 @@
 //! What the kernel does once it has started: what the command line asks for.
 
 use alloc::format;
+use alloc::vec::Vec;
 
 use boot::command_line::Options;
 
 use crate::end::{Outcome, finish, restart};
+use crate::files::{self, FilePath, show::AnyDisk};
 use crate::hyperv::bus::BusError;
 use crate::hyperv::dynamic_memory::{self, Wish};
-use crate::hyperv::{self, NotHyperV, bus};
+use crate::hyperv::{self, NotHyperV, bus, storage};
 use crate::time::Deadline;
 use crate::{console, memory, power, start, status, task, time};
 
@@ -44,6 +46,9 @@ pub fn run() -> ! {
     if let Err(error) = dynamic_memory::start() {
         log::error!("dynamic memory: {error}");
     }
+    if let Err(error) = storage::start() {
+        log::error!("storage: {error}");
+    }
 
     if options.selftests().next().is_some() {
         self_test(&options);
@@ -52,9 +57,13 @@ pub fn run() -> ! {
     if connected.is_ok() {
         dynamic_memory::wish(Wish::Open);
         dynamic_memory::await_wish(Deadline::after_ms(DEVICES_MS));
+        storage::await_disks(Deadline::after_ms(DEVICES_MS));
     }
     if let Err(error) = power::prepare() {
         log::debug!("the machine cannot be switched off: {error}");
+    }
+    if let Some(path) = options.show {
+        show(path);
     }
     crate::println!("{}", status::Report::collect());
     time::reached("status-table");
@@ -73,6 +82,20 @@ pub fn run() -> ! {
             finish(Outcome::NoHyperV, "")
         }
         Err(error) => finish(Outcome::Fail, &format!("{error}")),
+    }
+}
+
+/// Prints what is at `path` on the disks that there are.
+fn show(path: &str) {
+    let parsed = match FilePath::parse(path) {
+        Ok(parsed) => parsed,
+        Err(error) => return log::warn!("show={path}: {error}"),
+    };
+    let mut disks = storage::disks();
+    let mut disks: Vec<&mut AnyDisk<'_>> = disks.iter_mut().map(|disk| disk as &mut AnyDisk<'_>).collect();
+    match files::show::show(&mut disks, &parsed) {
+        Ok(shown) => crate::println!("{parsed}:\n{shown}"),
+        Err(error) => log::warn!("{parsed}: {error}"),
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
 //! `instance`, `channel`, `state`, and `counters` by name where the kernel has its channel open; a channel that is open within this
-//! kernel has an entry for each end), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
+//! kernel has an entry for each end), `disks` (list of `model`, `bytes`, `block_bytes`, `controller`, `lun`, `state`, and `partitions`,
+//! a list of `number`, `name`, `kind`, `first`, `count`), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
 //! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
 //! `interrupts`, `heap_bytes`).
 
 use crate::acpi::madt;
 use crate::arch::{apic, interrupts};
+use crate::files::Partition;
 use crate::memory::frames::Statistics;
 use crate::{hyperv, memory, start, task, time};
 use alloc::string::{String, ToString};
@@ -40,6 +42,25 @@ pub struct Device {
     pub counters: Option<Counters>,
 }
 
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRow {
+    /// What its maker calls it.
+    pub model: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+    /// GUID of its controller.
+    pub controller: String,
+    /// Its number there.
+    pub lun: u8,
+    /// What became of it: `running`, `read-only`, `gone`.
+    pub state: &'static str,
+    /// What its table says.
+    pub partitions: Vec<Partition>,
+}
+
 /// The status of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -49,6 +70,8 @@ pub struct Report {
     pub vmbus_version: Option<String>,
     /// Devices on the bus.
     pub devices: Vec<Device>,
+    /// Disks.
+    pub disks: Vec<DiskRow>,
     /// Nanoseconds since the first instruction.
     pub phases: Vec<(&'static str, u64)>,
     /// Memory.
@@ -86,6 +109,7 @@ impl Report {
             hypervisor: hyperv::Description.to_string(),
             vmbus_version: bus.as_ref().map(|bus| bus.version().to_string()),
             devices: hyperv::devices::rows(bus.as_ref()),
+            disks: hyperv::storage::rows(),
             phases: time::phases(),
             memory: memory::statistics(),
             kernel: [
@@ -145,6 +169,10 @@ impl Report {
             }
             out.push('}');
         }
+        out.push_str("],\"disks\":[");
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk.write_json(index, out)?;
+        }
         out.push_str("],\"phases_ns\":{");
         for (index, (name, ns)) in self.phases.iter().enumerate() {
             write!(out, "{}{}:{ns}", comma(index), Quoted(name))?;
@@ -168,6 +196,60 @@ impl Report {
             }
         }
         out.push_str("}}");
+        Ok(())
+    }
+}
+
+impl DiskRow {
+    fn write_json(&self, index: usize, out: &mut String) -> fmt::Result {
+        write!(
+            out,
+            "{}{{\"model\":{},\"bytes\":{},\"block_bytes\":{},\"controller\":{},\"lun\":{},\"state\":{},\"partitions\":[",
+            comma(index),
+            Quoted(&self.model),
+            self.bytes,
+            self.block_bytes,
+            Quoted(&self.controller),
+            self.lun,
+            Quoted(self.state),
+        )?;
+        for (index, partition) in self.partitions.iter().enumerate() {
+            write!(
+                out,
+                "{}{{\"number\":{},\"name\":{},\"kind\":{},\"first\":{},\"count\":{}}}",
+                comma(index),
+                partition.number,
+                Quoted(&partition.name),
+                Quoted(&partition.kind),
+                partition.first,
+                partition.count,
+            )?;
+        }
+        out.push_str("]}");
+        Ok(())
+    }
+
+    fn write_table(&self, index: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "  {index:<4} {:<34} {:>10} {:>6}  {:>3}  {}",
+            self.model,
+            Size(self.bytes).to_string(),
+            self.block_bytes,
+            self.lun,
+            self.state
+        )?;
+        writeln!(f, "       on {}", self.controller)?;
+        for partition in &self.partitions {
+            let bytes = partition.count.saturating_mul(u64::from(self.block_bytes));
+            writeln!(
+                f,
+                "       {:>3}  {:<29} {:>10}",
+                partition.number,
+                partition.name,
+                Size(bytes).to_string()
+            )?;
+        }
         Ok(())
     }
 }
@@ -263,6 +345,16 @@ impl fmt::Display for Report {
                 }
             }
         }
+        if !self.disks.is_empty() {
+            writeln!(
+                f,
+                "{rule}\n  {:<4} {:<34} {:>10} {:>6}  {:>3}  state",
+                "disk", "model", "size", "block", "LUN"
+            )?;
+            for (index, disk) in self.disks.iter().enumerate() {
+                disk.write_table(index, f)?;
+            }
+        }
         f.write_str(&rule)
     }
 }
@@ -290,6 +382,7 @@ struct Size(u64);
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
+            bytes if bytes >= 10 << 30 => write!(f, "{} GiB", bytes >> 30),
             bytes if bytes >= 10 << 20 => write!(f, "{} MiB", bytes >> 20),
             bytes => write!(f, "{} KiB", bytes >> 10),
         }
@@ -312,6 +405,7 @@ mod tests {
                 state: "running".into(),
                 counters: None,
             }],
+            disks: vec![],
             phases: vec![("connected", 1_234_567)],
             memory: Statistics {
                 total: 64 << 20,
@@ -337,7 +431,7 @@ mod tests {
             report().to_json(),
             "{\"hypervisor\":\"Hyper-V\",\"vmbus\":{\"version\":\"4.0\"},\"devices\":[{\"name\":\"dynamic \\\"memory\\\"\\u000a\",\
              \"class\":\"525074dc-8985-46e2-8057-a307dc18a502\",\"instance\":\"1eccfd72-4b41-45ef-b73a-4a6e44c12924\",\
-             \"channel\":1,\"state\":\"running\"}],\"phases_ns\":{\"connected\":1234567},\"memory\":{\"total\":67108864,\
+             \"channel\":1,\"state\":\"running\"}],\"disks\":[],\"phases_ns\":{\"connected\":1234567},\"memory\":{\"total\":67108864,\
              \"free\":1048576,\"ballooned\":4096,\"hot_added\":0},\"kernel\":{\"boot\":\"pvh\",\"processors\":2,\"version\":\"1.2.3\",\"clock\":\"tsc\",\"clock_hz\":2400050000,\"clock_source\":\"measured\"}}"
         );
         let empty = Report {
@@ -350,7 +444,7 @@ mod tests {
         assert!(
             empty
                 .to_json()
-                .contains("\"vmbus\":{\"version\":null},\"devices\":[],\"phases_ns\":{},")
+                .contains("\"vmbus\":{\"version\":null},\"devices\":[],\"disks\":[],\"phases_ns\":{},")
         );
     }
 
@@ -366,7 +460,10 @@ mod tests {
             json.contains("\"state\":\"running\",\"counters\":{\"packets_sent\":7,\"bytes_sent\":0,"),
             "{json}"
         );
-        assert!(json.contains("\"outgoing_outstanding\":1}}],\"phases_ns\""), "{json}");
+        assert!(
+            json.contains("\"outgoing_outstanding\":1}}],\"disks\":[],\"phases_ns\""),
+            "{json}"
+        );
         let text = report.to_string();
         assert!(
             text.contains("    packets_sent                     7  bytes_received          4294967295\n    outgoing_outstanding             1\n"),
@@ -399,6 +496,51 @@ mod tests {
         );
         assert!(
             text.contains("  clock          tsc; TSC 2400.050 MHz (measured)\n"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+
+    #[test]
+    fn disks_stand_with_their_partitions() {
+        let partition = Partition {
+            number: 1,
+            name: "EFI system".into(),
+            kind: "c12a7328-f81f-11d2-ba4b-00a0c93ec93b".into(),
+            first: 2048,
+            count: 131_072,
+        };
+        let disk = DiskRow {
+            model: "Msft Virtual Disk".into(),
+            bytes: 127 << 30,
+            block_bytes: 512,
+            controller: "ba6163d9-04a1-4d29-b605-72e2ffb1dc7f".into(),
+            lun: 3,
+            state: "running",
+            partitions: vec![partition],
+        };
+        let report = Report {
+            disks: vec![disk],
+            ..report()
+        };
+        let json = report.to_json();
+        assert!(
+            json.contains(
+                "\"disks\":[{\"model\":\"Msft Virtual Disk\",\"bytes\":136365211648,\"block_bytes\":512,\
+                 \"controller\":\"ba6163d9-04a1-4d29-b605-72e2ffb1dc7f\",\"lun\":3,\"state\":\"running\",\
+                 \"partitions\":[{\"number\":1,\"name\":\"EFI system\",\
+                 \"kind\":\"c12a7328-f81f-11d2-ba4b-00a0c93ec93b\",\"first\":2048,\"count\":131072}]}]"
+            ),
+            "{json}"
+        );
+        let text = report.to_string();
+        assert!(
+            text.contains(
+                "  disk model                                    size  block  LUN  state\n\
+                 \x20 0    Msft Virtual Disk                     127 GiB    512    3  running\n\
+                 \x20      on ba6163d9-04a1-4d29-b605-72e2ffb1dc7f\n\
+                 \x20        1  EFI system                        64 MiB\n"
+            ),
             "{text}"
         );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");

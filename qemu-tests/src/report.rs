@@ -17,6 +17,8 @@ pub struct Report {
     pub vmbus: Vmbus,
     /// Every offered device.
     pub devices: Vec<Device>,
+    /// Every disk.
+    pub disks: Vec<Disk>,
     /// When which phase of the start was reached, by name: `vmbus-connected`, `dynamic-memory-running`, ...
     pub phases_ns: BTreeMap<String, u64>,
     /// Memory.
@@ -49,6 +51,42 @@ pub struct Device {
     pub state: String,
     /// What its channel has done, by name (packets, bytes, signals, ...); empty if the kernel has it not open.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Disk {
+    /// What its maker calls it.
+    pub model: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+    /// The GUID of its controller.
+    pub controller: String,
+    /// Its number there.
+    pub lun: u8,
+    /// `running`, `read-only`, `gone`.
+    pub state: String,
+    /// What its table says.
+    pub partitions: Vec<Partition>,
+}
+
+/// A part of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Partition {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// The GUID that says what it is for.
+    pub kind: String,
+    /// Its first block.
+    pub first: u64,
+    /// Number of blocks.
+    pub count: u64,
 }
 
 /// Memory, in bytes.

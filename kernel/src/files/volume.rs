@@ -1,13 +1,15 @@
 //! A FAT volume: [`Volume`].
 
 use alloc::string::{String, ToString as _};
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use fat::{
-    Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions, LossyOemCpConverter, NullTimeProvider, Read as _,
-    Write as _,
+    Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions, IoBase, LossyOemCpConverter, NullTimeProvider, Read as _,
+    Seek as _, Write as _,
 };
+use spin::Mutex;
 
 use super::{BlockError, Blocks, Stream};
 
@@ -17,9 +19,40 @@ type Names = LossyOemCpConverter;
 /// Entries of a folder that are listed at most: a damaged folder may seem endless.
 const MAX_ENTRIES: usize = 10_000;
 
-/// A file system on a range of a disk.
+/// A file system on a range of a disk. What a call that changes something has done is on the disk, and flushed, when it returns.
 pub struct Volume<B: Blocks> {
-    files: FileSystem<Stream<B>, Time, Names>,
+    files: FileSystem<Range<B>, Time, Names>,
+    /// The file system keeps its range to itself, and does not flush it when it should.
+    range: Range<B>,
+}
+
+/// The range, in two hands. Nobody waits for the lock: a volume is used by one task at a time.
+struct Range<B: Blocks>(Arc<Mutex<Stream<B>>>);
+
+impl<B: Blocks> IoBase for Range<B> {
+    type Error = BlockError;
+}
+
+impl<B: Blocks> fat::Read for Range<B> {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, BlockError> {
+        self.0.lock().read(into)
+    }
+}
+
+impl<B: Blocks> fat::Write for Range<B> {
+    fn write(&mut self, from: &[u8]) -> Result<usize, BlockError> {
+        self.0.lock().write(from)
+    }
+
+    fn flush(&mut self) -> Result<(), BlockError> {
+        self.0.lock().flush()
+    }
+}
+
+impl<B: Blocks> fat::Seek for Range<B> {
+    fn seek(&mut self, to: fat::SeekFrom) -> Result<u64, BlockError> {
+        self.0.lock().seek(to)
+    }
 }
 
 impl<B: Blocks> core::fmt::Debug for Volume<B> {
@@ -98,8 +131,10 @@ impl<B: Blocks> Volume<B> {
     /// [`FileError::Damaged`] if there is none; [`FileError::Disk`].
     pub fn open(range: Stream<B>) -> Result<Self, FileError> {
         let options = FsOptions::new().time_provider(NullTimeProvider::new());
+        let range = Range(Arc::new(Mutex::new(range)));
         Ok(Self {
-            files: FileSystem::new(range, options)?,
+            files: FileSystem::new(Range(range.0.clone()), options)?,
+            range,
         })
     }
 
@@ -116,7 +151,7 @@ impl<B: Blocks> Volume<B> {
         let options = FormatVolumeOptions::new().volume_label(name);
         fat::format_volume(&mut range, options)?;
         range.flush()?;
-        fat::Seek::seek(&mut range, fat::SeekFrom::Start(0))?;
+        range.seek(fat::SeekFrom::Start(0))?;
         Self::open(range)
     }
 
@@ -136,7 +171,7 @@ impl<B: Blocks> Volume<B> {
         self.files.volume_label().trim().to_string()
     }
 
-    fn root(&self) -> Dir<'_, Stream<B>, Time, Names> {
+    fn root(&self) -> Dir<'_, Range<B>, Time, Names> {
         self.files.root_dir()
     }
 
@@ -188,7 +223,7 @@ impl<B: Blocks> Volume<B> {
         Ok(content)
     }
 
-    /// Makes the file `path` hold `content`, with the folders above it, and flushes the disk.
+    /// Makes the file `path` hold `content`, with the folders above it.
     ///
     /// # Errors
     ///
@@ -204,6 +239,7 @@ impl<B: Blocks> Volume<B> {
         })?;
         file.truncate()?;
         file.write_all(content)?;
+        // Its entry in the folder, and then the disk.
         file.flush()?;
         Ok(())
     }
@@ -214,7 +250,12 @@ impl<B: Blocks> Volume<B> {
     ///
     /// [`FileError::NotFound`], [`FileError::Exists`] for a folder that is not empty, and what the disk says.
     pub fn remove(&self, path: &str) -> Result<(), FileError> {
-        Ok(self.root().remove(inner(path))?)
+        self.root().remove(inner(path))?;
+        self.flush()
+    }
+
+    fn flush(&self) -> Result<(), FileError> {
+        Ok(self.range.0.lock().flush()?)
     }
 
     /// Writes everything to the disk and lets go of it.
@@ -223,7 +264,8 @@ impl<B: Blocks> Volume<B> {
     ///
     /// What the disk says.
     pub fn close(self) -> Result<(), FileError> {
-        Ok(self.files.unmount()?)
+        self.files.unmount()?;
+        Ok(self.range.0.lock().flush()?)
     }
 }
 
@@ -363,16 +405,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_written_is_on_the_disk_and_flushed() {
+    fn what_was_written_or_removed_is_on_the_disk_and_flushed() {
         let (disk, range) = kept(8 * MIB);
         let volume = Volume::format(range, "x").unwrap();
         volume.write("/now", b"safe").unwrap();
-        assert!(disk.0.borrow().flushes > 0);
+        volume.write("/gone", b"x").unwrap();
+        let flushes = disk.0.borrow().flushes;
+        volume.remove("/gone").unwrap();
+        assert!(disk.0.borrow().flushes > flushes);
         // The power is cut here: nothing is closed.
         let copy = disk.0.borrow().bytes.clone();
         core::mem::forget(volume);
         let volume = Volume::open(stream(copy)).unwrap();
         assert_eq!(volume.read("/now", 10).unwrap(), b"safe");
+        assert_eq!(volume.read("/gone", 10), Err(FileError::NotFound));
     }
 
     #[test]

@@ -104,6 +104,7 @@ struct Offers;
 impl OfferEvents for Offers {
     fn offers_changed(&self) {
         super::dynamic_memory::offers_changed();
+        super::storage::offers_changed();
     }
 }
 
@@ -193,6 +194,7 @@ pub fn disconnect(deadline: Deadline) -> Result<(), BusError> {
 /// Leaves a clean machine to the next system: drivers closed, bus unloaded, timer, clock, hypercall page and guest id cleared.
 fn leave() {
     super::dynamic_memory::stop();
+    super::storage::stop();
     match disconnect(Deadline::seconds(100)) {
         Ok(()) | Err(BusError::NotConnected) => {}
         Err(error) => log::warn!("{error}"),

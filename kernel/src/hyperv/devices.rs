@@ -15,19 +15,23 @@ pub fn rows(bus: Option<&Bus>) -> Vec<Device> {
         .into_iter()
         .flat_map(Bus::offers)
         .filter(|offer| offer.origin == Origin::Host)
-        .map(|offer| Device {
-            name: offer.class_name().to_string(),
-            class: offer.class.to_string(),
-            instance: offer.instance.to_string(),
-            channel: offer.channel.0,
-            state: match offer.class {
-                DYNAMIC_MEMORY => super::dynamic_memory::state().to_string(),
-                _ => "offered".to_string(),
-            },
-            counters: match offer.class {
-                DYNAMIC_MEMORY => super::dynamic_memory::shown().and_then(|shown| shown.channel),
-                _ => None,
-            },
+        .map(|offer| {
+            let (state, counters) = match offer.class {
+                DYNAMIC_MEMORY => (
+                    super::dynamic_memory::state(),
+                    super::dynamic_memory::shown().and_then(|shown| shown.channel),
+                ),
+                class if super::storage::is_storage(&class) => super::storage::controller(offer.instance),
+                _ => ("offered", None),
+            };
+            Device {
+                name: offer.class_name().to_string(),
+                class: offer.class.to_string(),
+                instance: offer.instance.to_string(),
+                channel: offer.channel.0,
+                state: state.to_string(),
+                counters,
+            }
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.channel).cmp(&(&b.name, b.channel)));

@@ -4,6 +4,7 @@
 //! - [`clock`]: the reference clock and the synthetic timer take over from the processor's;
 //! - [`bus`]: the connection, its interrupt, its end;
 //! - [`dynamic_memory`]: one driver, one file: the frame allocator as a pool, and the task that runs the driver;
+//! - [`storage`]: the disks, and the task that looks after their controllers;
 //! - [`crash`]: what a panic does to the bus and tells the host;
 //! - [`devices`]: the rows of the status table;
 //! - `local` (feature `selftest`): a host inside this kernel, so that its parts may offer channels to each other.
@@ -18,6 +19,7 @@ pub mod dynamic_memory;
 #[cfg(any(test, feature = "selftest"))]
 pub mod local;
 pub mod port;
+pub mod storage;
 
 use core::fmt;
 

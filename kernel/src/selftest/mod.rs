@@ -10,6 +10,7 @@ pub mod memory;
 pub mod panics;
 pub mod smp;
 pub mod speed;
+pub mod storage;
 pub mod tasks;
 
 use alloc::string::String;
@@ -72,6 +73,10 @@ const TESTS: &[Test] = &[
     Test {
         name: "speed",
         run: speed::run,
+    },
+    Test {
+        name: "storage",
+        run: storage::run,
     },
     Test {
         name: "page-fault",

@@ -1,7 +1,7 @@
 //! The list of scenarios.
 
 use super::gen2::{Complaint, Reboots, Says, Screen};
-use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic};
+use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, OneDisk};
 use super::{Expect, Image, KernelFile, Scenario, Script};
 use crate::image::Format;
 use crate::nested::Clock;
@@ -243,6 +243,12 @@ fn direct() -> Vec<Scenario> {
         Scenario {
             name: "kmcl",
             cmdline: "selftest=kmcl",
+            ..COMMON
+        },
+        Scenario {
+            name: "storage",
+            cmdline: "selftest=storage",
+            script: || Box::new(OneDisk),
             ..COMMON
         },
         Scenario {

@@ -86,6 +86,27 @@ impl Script for OldApic {
     }
 }
 
+/// The report must have the disk that the test inside the guest leaves there.
+#[derive(Clone, Copy, Debug)]
+pub struct OneDisk;
+
+impl Script for OneDisk {
+    fn end(&mut self, seen: &Seen, figures: &mut BTreeMap<String, f64>) -> Result<()> {
+        let report = report(seen)?;
+        let [disk] = report.disks.as_slice() else {
+            anyhow::bail!("the report has {} disks", report.disks.len());
+        };
+        ensure!(
+            (disk.bytes, disk.block_bytes, disk.lun, disk.state.as_str()) == (16 * MIB, 512, 0, "running"),
+            "the disk in the report is {disk:?}"
+        );
+        if let Some(ns) = report.phases_ns.get("disk-found") {
+            figures.insert("disk-found ms".into(), *ns as f64 / 1e6);
+        }
+        Ok(())
+    }
+}
+
 /// Takes 64 MiB away from a guest of 256 MiB, and gives them back.
 #[derive(Clone, Debug, Default)]
 pub struct Balloon {
