@@ -109,6 +109,18 @@ impl Throttle {
     }
 }
 
+/// How many lines like this were not logged.
+pub(crate) struct Suppressed(pub(crate) u64);
+
+impl core::fmt::Display for Suppressed {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(formatter, " (and {count} more lines that were not logged)"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

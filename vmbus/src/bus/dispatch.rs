@@ -6,6 +6,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
+use super::counters::Suppressed;
 use super::gpadl::GpadlMemory;
 use super::gpadls::TornDown;
 use super::inner::BusInner;
@@ -306,17 +307,5 @@ impl BusInner {
                 synic.is_some_and(|synic| synic.has_message(SINT) || synic.has_event_flags(SINT))
             })
         })
-    }
-}
-
-/// How many lines like this were not logged.
-struct Suppressed(u64);
-
-impl core::fmt::Display for Suppressed {
-    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            count => write!(formatter, " (and {count} more lines that were not logged)"),
-        }
     }
 }

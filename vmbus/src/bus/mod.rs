@@ -64,7 +64,7 @@ use core::sync::atomic::Ordering;
 pub use channel::{ChannelCore, ChannelCounters, ChannelSink, ChannelState, Incoming, Outgoing, Retargeted};
 pub use config::{Config, OfferEvents};
 pub use counters::Counters;
-pub(crate) use counters::Throttle;
+pub(crate) use counters::{Suppressed, Throttle};
 pub use error::{ConnectError, Error};
 pub use gpadl::{Gpadl, GpadlMemory};
 pub use offer::{LOCAL_CHANNEL_IDS, Offer, Origin};

@@ -381,10 +381,15 @@ impl Disk {
 impl fmt::Display for Disk {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Info { vendor, product, .. } = &self.0.info;
+        let bytes = self.size_bytes();
+        let (size, unit) = match bytes {
+            bytes if bytes >= 10 << 40 => (bytes >> 40, "TiB"),
+            bytes if bytes >= 10 << 30 => (bytes >> 30, "GiB"),
+            bytes => (bytes >> 20, "MiB"),
+        };
         write!(
             formatter,
-            "{vendor} {product}, {} MiB in blocks of {}, target {}, LUN {}",
-            self.size_bytes() >> 20,
+            "{vendor} {product}, {size} {unit} in blocks of {}, target {}, LUN {}",
             self.block_len(),
             self.address().target,
             self.address().lun

@@ -12,6 +12,7 @@ use super::probe::spare_buffer;
 use super::protocol::{Answer, Direction, Execute};
 use super::scsi::{Cdb, unmap_parameters};
 use super::verdict::{Verdict, judge};
+use crate::bus::Suppressed;
 use crate::fallible::Shared;
 use crate::kmcl::{self, Refused, Reply, Request};
 use crate::memory::Mdl;
@@ -327,8 +328,10 @@ impl Operation {
             let address = self.unit.address;
             log::warn!(
                 target: "vmbus::storage",
-                "target {}, LUN {}: {error} ({suppressed} complaints before it not shown)",
-                address.target, address.lun
+                "target {}, LUN {}: {error}{}",
+                address.target,
+                address.lun,
+                Suppressed(suppressed)
             );
         }
     }
