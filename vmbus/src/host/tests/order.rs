@@ -7,7 +7,7 @@ use super::support::*;
 use crate::Deadline;
 use crate::kmcl::{
     Channel, DisabledChannel, Error, Gone, GpadlAccess, IncomingPacket, Level, NtStatus, SendFlags,
-    StateChangeCallbacks,
+    StateChangeCallbacks, SynchronousRequest,
 };
 use crate::ring::{ExternalToSend, Header};
 
@@ -476,4 +476,119 @@ fn one_offer_has_one_client_at_a_time() {
     drop(pair.client.disable(SOON).unwrap());
     drop(refused.given.enable(SOON).unwrap());
     drop(pair.server);
+}
+
+#[test]
+fn what_a_packet_describes_is_what_is_lent_with_it() {
+    let pair = Pair::new(|channel, mut packet| {
+        let outcome = packet.external_data().map(|data| data.len());
+        channel.context().note(format!("{outcome:?}"));
+        hold(channel, packet);
+    });
+    let (lent, other) = (pair.mdl(&[1; 4096]), pair.mdl(&[2; 4096]));
+    let page_of = |mdl: &crate::memory::Mdl| mdl.page_spans().next().unwrap().pfn.get();
+    let packet = pair.client.packet_allocate().unwrap();
+    packet.send(b"lends", Some(lent.clone()), FLAGS).unwrap();
+    // The same number, with another page, with another length, and as it is.
+    for (page, byte_count) in [(page_of(&other), 4096), (page_of(&lent), 4095), (page_of(&lent), 4096)] {
+        let range = crate::ring::GpaRangeToSend {
+            byte_count,
+            byte_offset: 0,
+            pfns: &[page],
+        };
+        let external = ExternalToSend::GpaDirect(core::slice::from_ref(&range));
+        assert!(
+            pair.client
+                .send_raw_for_tests(Header::gpa_direct(1 << 32), &[b"says"], external)
+        );
+    }
+    pair.host.process();
+    let log = pair.server.context().take();
+    let seen: Vec<&str> = log.iter().map(String::as_str).collect();
+    let expected = [
+        "packet lends",
+        "Ok(4096)",
+        "packet says",
+        "Err(NotLent)",
+        "packet says",
+        "Err(NotLent)",
+        "packet says",
+        "Ok(4096)",
+        "batch 4",
+    ];
+    assert_eq!(seen, expected);
+    pair.server.context().held.lock().unwrap().clear();
+    pair.host.process();
+    assert_eq!(pair.client.counters().outgoing_outstanding, 0);
+    drop((lent, other));
+    pair.close();
+}
+
+#[test]
+fn a_request_that_is_given_up_in_line_is_never_seen_and_its_memory_is_back_at_once() {
+    let pair = Pair::with(|server| server.pause_when_enabled(), |client| client, echo, echo);
+    let mut is_full = false;
+    while !is_full {
+        let request = SynchronousRequest {
+            payload: &[b'f'; 512],
+            mdl: None,
+            flags: SendFlags::empty(),
+            completion: None,
+            deadline: Deadline::IMMEDIATE,
+        };
+        is_full = pair.client.send_synchronous(request).is_err() && !pair.host.process();
+    }
+    let refused = pair
+        .client
+        .send_synchronous_request(&[b'g'; 512], Some(pair.mdl(b"mine")), Deadline::millis(5), &mut [])
+        .unwrap_err();
+    assert_eq!(refused.error, Error::Cancelled);
+    assert_eq!(bytes_of(&refused.given.unwrap()), b"mine");
+    assert_eq!(pair.client.counters().outgoing_outstanding, 0);
+    pair.server.start(SOON).unwrap();
+    while pair.host.process() {}
+    assert_eq!(count(&pair.server.context().take(), "packet g"), 0);
+    pair.close();
+}
+
+#[test]
+fn what_a_client_shared_ends_when_it_closes_although_it_was_not_withdrawn() {
+    let pair = Pair::new(echo);
+    let gpadl = pair
+        .client
+        .create_gpadl_from_mdl(GpadlAccess::ReadWrite, &pair.mdl(b"x"), 0, 0, SOON)
+        .unwrap();
+    let handle = gpadl.handle();
+    drop(gpadl);
+    drop(pair.server.map_gpadl(handle, GpadlAccess::ReadOnly).unwrap());
+    let client = pair.client.disable(SOON).unwrap();
+    assert_eq!(pair.platform.pages_in_use(), 0);
+    let client = client.enable(SOON).unwrap();
+    assert_eq!(
+        pair.server.map_gpadl(handle, GpadlAccess::ReadOnly).unwrap_err(),
+        Error::UnknownGpadl
+    );
+    drop((client, pair.server));
+}
+
+#[test]
+fn a_handle_that_a_callback_drops_before_enable_returns_is_not_the_last_one() {
+    let (host, _) = host();
+    let server = server_with(&host, echo).enable(SOON).unwrap();
+    let callbacks = StateChangeCallbacks::new().opened(|channel: &End| {
+        let clone = channel.clone();
+        // By another thread: from the callback itself it would be refused.
+        std::thread::spawn(move || drop(clone)).join().unwrap();
+        Ok(())
+    });
+    let client = client_with(&host, echo)
+        .init_set_state_change_callbacks(callbacks)
+        .enable(SOON)
+        .unwrap();
+    let mut answer = [0; 8];
+    client
+        .send_synchronous_request(b"question", None, SOON, &mut answer)
+        .unwrap();
+    assert_eq!(&answer, b"question");
+    drop((client, server));
 }

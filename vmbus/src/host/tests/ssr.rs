@@ -334,7 +334,7 @@ fn ssr_17_clients_may_combine_everything() {
                         deadline,
                     });
                     match outcome {
-                        Ok(_) => {}
+                        Ok(_) => assert!(waits || !memory),
                         // Memory cannot come back without a completion.
                         Err(refused) => {
                             assert_eq!((refused.error, waits, memory), (Error::CompletionNeeded, false, true))

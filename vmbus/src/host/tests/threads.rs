@@ -584,3 +584,29 @@ fn epp_9_pausing_waits_until_another_thread_completes_with_threads() {
     });
     pair.close();
 }
+
+#[test]
+fn of_two_clients_that_want_an_offer_one_gets_it() {
+    let (host, platform) = host();
+    let server = server_with(&host, echo).enable(SOON).unwrap();
+    for _ in 0..30 {
+        let barrier = Barrier::new(2);
+        let enable = || {
+            let client = client_with(&host, echo);
+            barrier.wait();
+            let enabled = client.enable(Deadline::IMMEDIATE);
+            barrier.wait();
+            enabled
+                .map(|client| drop(client.disable(SOON).unwrap()))
+                .map_err(|refused| refused.error)
+        };
+        let outcomes = std::thread::scope(|scope| {
+            let other = scope.spawn(enable);
+            [enable(), other.join().unwrap()]
+        });
+        assert!(outcomes.contains(&Ok(())), "{outcomes:?}");
+        assert!(outcomes.contains(&Err(Error::NoSuchOffer)), "{outcomes:?}");
+    }
+    drop(server);
+    assert_eq!(platform.pages_in_use(), 0);
+}
