@@ -3,7 +3,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::indexing_slicing,
     reason = "clippy knows tests by their attribute, and these functions are a test's"
 )]
 
