@@ -24,6 +24,8 @@ pub mod hyperv;
 #[cfg(all(feature = "alloc", not(loom)))]
 pub mod kmcl;
 pub mod memory;
+#[cfg(all(loom, test))]
+mod models;
 pub mod platform;
 pub mod protocol;
 pub mod ring;

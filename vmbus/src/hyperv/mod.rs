@@ -29,10 +29,15 @@ pub mod machine;
 mod message;
 mod overlay;
 mod registers;
+mod slot;
 mod synic;
 mod timer;
 
 #[cfg(test)]
+#[cfg(loom)]
+mod models;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 pub use clock::{ClockSource, ReferenceTscError};

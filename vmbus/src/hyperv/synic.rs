@@ -3,16 +3,17 @@
 //! Source: TLFS, "Virtual Interrupt Controller" and "Inter-Partition Communication".
 
 use core::fmt;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::cpuid::{Capabilities, Privileges};
 use super::hypervisor::Hypervisor;
 use super::message::Message;
 use super::overlay::{Overlay, OverlayError, Scope};
 use super::registers::{PageRegister, Register, Registers};
+use super::slot::{self, MessageSlot, Release, Words as _};
 use super::timer;
 use crate::Platform;
-use crate::memory::{OutOfRange, SharedPages};
+use crate::memory::OutOfRange;
 use crate::platform::{NotMapped, OutOfPages, PageUse, ProcessorIndex};
 use crate::sync::DispatchSection;
 
@@ -33,8 +34,6 @@ const SINT_VECTOR: u64 = 0xff;
 const SINT_MASKED: u64 = 1 << 16;
 const SINT_AUTO_EOI: u64 = 1 << 17;
 const SINT_POLLING: u64 = 1 << 18;
-/// In the second word of a message: another one waits for this slot to become free.
-const MESSAGE_PENDING: u32 = 1 << 8;
 
 /// Who ends the controller's interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -236,7 +235,7 @@ impl Synic {
     pub fn has_message(&self, sint: u8) -> bool {
         // Relaxed: whoever takes the message orders its reading.
         self.message_slot(sint)
-            .is_ok_and(|slot| slot.word(0).load(Ordering::Relaxed) != 0)
+            .is_ok_and(|slot| slot.load(0, Ordering::Relaxed) != 0)
     }
 
     /// Returns true if an event flag of `sint` below the limit is set. Reads memory only. Context: any, the interrupt
@@ -274,20 +273,12 @@ impl Synic {
     }
 
     pub(super) fn message_slot(&self, sint: u8) -> Result<MessageSlot<'_>, OutOfRange> {
-        MessageSlot::of(&self.messages, sint)
+        MessageSlot::new(self.messages.pages(), slot_offset(sint))
     }
 
     fn take(&self, sint: u8, release: Release) -> Option<Message> {
         let slot = self.message_slot(sint).ok()?;
-        let message = slot.copy()?;
-        slot.clear(message.message_type().0, release);
-        // The slot must be seen free before the pending flag is read, or a message could be queued between the two and
-        // nobody would ask for it: a store before a load, which only a full fence keeps in order.
-        fence(Ordering::SeqCst);
-        if slot.word(1).load(Ordering::Relaxed) & MESSAGE_PENDING != 0 {
-            self.hypervisor.registers().write(Register::EOM, 0);
-        }
-        Some(message)
+        slot::take(&slot, release, || self.end_of_message())
     }
 
     /// Sets how many event flags, from 0 on, [`Synic::take_event_flags`] looks at: one more than the largest in use,
@@ -364,71 +355,6 @@ impl fmt::Debug for Synic {
             .field("sints", &self.sints)
             .finish_non_exhaustive()
     }
-}
-
-/// A source's slot in the message page. It is only ever touched in words of 32 bits.
-pub(super) struct MessageSlot<'a> {
-    words: [&'a AtomicU32; 2],
-    pages: &'a SharedPages,
-    offset: usize,
-}
-
-impl<'a> MessageSlot<'a> {
-    fn of(overlay: &'a Overlay, sint: u8) -> Result<Self, OutOfRange> {
-        let pages = overlay.pages();
-        let offset = slot_offset(sint);
-        Ok(Self {
-            words: [pages.word(offset)?, pages.word(offset + 4)?],
-            pages,
-            offset,
-        })
-    }
-
-    /// Returns one of the first two words: the type, or size and flags.
-    const fn word(&self, index: usize) -> &'a AtomicU32 {
-        let [message_type, size_and_flags] = self.words;
-        if index == 0 { message_type } else { size_and_flags }
-    }
-
-    /// Copies the message, if there is one; each word is read once.
-    fn copy(&self) -> Option<Message> {
-        // Acquire: pairs with the host's writing the type last.
-        let message_type = self.word(0).load(Ordering::Acquire);
-        if message_type == 0 {
-            return None;
-        }
-        let mut bytes = [0; Message::LEN];
-        let (words, _) = bytes.as_chunks_mut::<4>();
-        let mut words = words.iter_mut();
-        *words.next()? = message_type.to_le_bytes();
-        for (word, offset) in words.zip((self.offset + 4..).step_by(4)) {
-            let shared: &AtomicU32 = self.pages.word(offset).ok()?;
-            *word = shared.load(Ordering::Relaxed).to_le_bytes();
-        }
-        Some(Message::new(bytes))
-    }
-
-    pub(super) fn clear(&self, message_type: u32, release: Release) {
-        // Release, twice: the copy is done before the host sees the slot free.
-        match release {
-            Release::Always => self.word(0).store(0, Ordering::Release),
-            // If it fails, another processor has freed the slot, and what lies there is another message.
-            Release::IfUnchanged => {
-                let _ = self
-                    .word(0)
-                    .compare_exchange(message_type, 0, Ordering::Release, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-/// How to free a slot.
-#[derive(Clone, Copy)]
-pub(super) enum Release {
-    /// Whatever it holds: its only user.
-    Always,
-    /// If it still holds a message of the type that was copied.
-    IfUnchanged,
 }
 
 const fn slot_offset(sint: u8) -> usize {

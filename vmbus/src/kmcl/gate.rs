@@ -4,7 +4,10 @@
 //! note, and the holder looks again before it goes. The gate knows its holder, so that a driver that waits inside a callback
 //! for that callback to end is told instead of waiting for ever.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
 
 use crate::platform::TaskId;
 
@@ -32,12 +35,13 @@ impl Gate {
     pub(crate) fn enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
         let entered = self.try_enter(task, inside).or_else(|| {
             // In front of the second look at the gate: the holder reads the note after it has left.
-            self.again.store(true, Ordering::SeqCst);
+            exchange_then_look(&self.again, true);
             self.try_enter(task, inside)
         })?;
-        // A note that is missed here is met after leaving.
+        // A note that is missed here is met after leaving. Acquire: the work of whoever left it is seen; read again as it is
+        // taken away, since somebody else may just have left another.
         if self.again.load(Ordering::Relaxed) {
-            self.again.store(false, Ordering::SeqCst);
+            let _ = self.again.swap(false, Ordering::AcqRel);
         }
         Some(entered)
     }
@@ -45,7 +49,8 @@ impl Gate {
     /// Takes the gate if it is free, without a note.
     pub(crate) fn try_enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
         self.taken
-            .compare_exchange(false, true, Ordering::SeqCst, Ordering::Relaxed)
+            // A failure, too, is a look that must not be taken in front of the note.
+            .compare_exchange(false, true, Ordering::SeqCst, Ordering::SeqCst)
             .ok()?;
         self.holder.store(task.0, Ordering::Relaxed);
         self.inside.store(inside as u8, Ordering::Relaxed);
@@ -54,7 +59,7 @@ impl Gate {
 
     /// Leaves a note that there is work: a holder looks again before it goes, and so does the next one.
     pub(crate) fn leave_note(&self) {
-        self.again.store(true, Ordering::SeqCst);
+        exchange_then_look(&self.again, true);
     }
 
     /// Returns true if somebody found the gate taken and left: whoever left the gate takes it again then.
@@ -93,11 +98,24 @@ impl Entered<'_> {
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         self.gate.holder.store(usize::MAX, Ordering::Relaxed);
-        self.gate.taken.store(false, Ordering::SeqCst);
+        exchange_then_look(&self.gate.taken, false);
+    }
+}
+
+/// Stores `value`, and lets no later load overtake the store: of two that each store and then look at the other's, at least one
+/// sees it. On x86-64 the locked exchange is the barrier as well.
+///
+/// An exchange everywhere: whoever takes a note away has then seen the work of all who left one. A plain store could be ordered
+/// in front of another's note, and be taken away with it unseen.
+fn exchange_then_look(word: &AtomicBool, value: bool) {
+    let _ = word.swap(value, Ordering::SeqCst);
+    if cfg!(any(not(target_arch = "x86_64"), loom)) {
+        fence(Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

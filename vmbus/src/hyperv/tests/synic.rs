@@ -8,7 +8,7 @@ use std::vec::Vec;
 use super::fake::{FakeMachine, FakePlatform, HYPER_V, QEMU, qemu, registers_after_reset};
 use crate::hyperv::overlay::{Overlay, Scope};
 use crate::hyperv::registers::PageRegister;
-use crate::hyperv::synic::Release;
+use crate::hyperv::slot::{self, Release};
 use crate::hyperv::{
     EVENT_FLAG_COUNT, EndOfInterrupt, Hypervisor, LeftOn, MessageType, Synic, SynicConfig, SynicError, TimerExpiry,
 };
@@ -410,13 +410,13 @@ fn m3_a_newer_message_is_not_freed_with_the_older_one_on_the_crash_path() {
     let state = || machine.platform.word32(SIMP + SLOT).load(Ordering::Relaxed);
     // Copied by us as type 1; meanwhile the processor that we stopped had freed the slot, and type 2 came.
     deliver(machine.platform, 2, 4, 0x6262_6262);
-    synic.message_slot(2).unwrap().clear(1, Release::IfUnchanged);
+    slot::clear(&synic.message_slot(2).unwrap(), 1, Release::IfUnchanged);
     assert_eq!(state(), 2);
     assert_eq!(synic.take_message_in_emergency(2).unwrap().payload(), b"bbbb");
     assert_eq!(state(), 0);
     // The slot's only user frees it whatever a hostile host has made of the type, or it would see it for ever.
     deliver(machine.platform, 2, 4, 0x6262_6262);
-    synic.message_slot(2).unwrap().clear(1, Release::Always);
+    slot::clear(&synic.message_slot(2).unwrap(), 1, Release::Always);
     assert_eq!(state(), 0);
 }
 
