@@ -21,6 +21,9 @@ use crate::{task, time};
 /// How long a controller and a look at its disks may take.
 const STEP: Deadline = Deadline::seconds(10);
 
+/// How long a controller is left alone that could not be asked for its disks.
+const RETRY_MS: u64 = 5000;
+
 /// A disk, and what its table says.
 #[derive(Debug, Clone)]
 struct Known {
@@ -219,7 +222,11 @@ fn look_at_controllers() {
         } else if controller.needs_rescan() {
             match controller.rescan(STEP) {
                 Ok(changes) => changes.into_iter().for_each(|change| note(&controller, change)),
-                Err(error) => log::warn!("storage {}: cannot look for disks: {error}", controller.instance()),
+                Err(error) => {
+                    log::warn!("storage {}: cannot look for disks: {error}", controller.instance());
+                    // It is tried again, but not at once.
+                    task::wait_until(time::Deadline::after_ms(RETRY_MS), || STOPPED.load(Ordering::Relaxed));
+                }
             }
         }
     }
