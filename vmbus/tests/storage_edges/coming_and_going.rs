@@ -220,7 +220,7 @@ fn memory_of_a_request_that_was_given_up_stays_lent_until_the_host_is_done_with_
 #[test]
 fn answers_to_nobody_and_packets_that_say_nothing_harm_nobody() {
     let (ground, client, disk, _) = Ground::with_disk();
-    for bytes in [&[][..], &[11], &[11, 0, 0, 0], &[1; 64], &[0xFF; 64], &[11; 128]] {
+    for bytes in [&[][..], &[11], &[11, 0, 0, 0], &[1; 64], &[0xFF; 64], &[11; 64]] {
         ground.server.send_unasked_bytes(bytes);
         for id in [0, 1, 1 << 32, u64::MAX] {
             assert!(ground.server.send_stray_answer(id, &[1; 64]));
@@ -270,6 +270,21 @@ fn answers_that_are_cut_or_scrambled_end_their_request_and_no_other() {
         assert!(disk.is_present(), "byte {at}");
         assert_eq!(read(&disk, 0, 1).unwrap(), [6; 512], "byte {at}");
     }
+    drop((client, disk));
+    ground.finish();
+}
+
+#[test]
+fn a_packet_longer_than_the_protocol_has_ends_the_channel_and_nothing_else() {
+    let (ground, client, disk, _) = Ground::with_disk();
+    ground.server.hold();
+    let transfer = disk.start_read(Lba(0), ground.buffer(&[0; 512]));
+    ground.host.process();
+    ground.server.send_unasked_bytes(&[11; 128]);
+    ground.host.process();
+    assert_eq!(transfer.wait(PATIENT).unwrap_err().error, Error::ControllerGone);
+    assert_eq!(read(&disk, 0, 1).unwrap_err(), Error::ControllerGone);
+    assert!(!client.is_present());
     drop((client, disk));
     ground.finish();
 }
