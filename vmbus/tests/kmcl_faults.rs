@@ -1,5 +1,5 @@
-//! Both ends of a channel in one kernel, on a heap and a platform of which each single allocation fails once: every call answers
-//! with an error or does without, and nothing is left behind. One test, because the heap's figures are the whole program's.
+//! Both ends of a channel in one kernel, on a heap and a platform of which each single allocation fails once, and with a server that
+//! revokes at each step and never answers: every call answers with an error or does without, and nothing is left behind.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -35,14 +35,20 @@ struct Pages {
     clock: AtomicU64,
 }
 
-static PAGES: Pages = Pages {
-    live: AtomicUsize::new(0),
-    blocks: AtomicU64::new(0),
-    fail_at: AtomicU64::new(u64::MAX),
-    clock: AtomicU64::new(1),
-};
+static PAGES: Pages = Pages::new();
+/// For the test of servers that revoke.
+static OTHER_PAGES: Pages = Pages::new();
 
 impl Pages {
+    const fn new() -> Self {
+        Self {
+            live: AtomicUsize::new(0),
+            blocks: AtomicU64::new(0),
+            fail_at: AtomicU64::new(u64::MAX),
+            clock: AtomicU64::new(1),
+        }
+    }
+
     fn live_pages(&self) -> usize {
         self.live.load(Ordering::SeqCst)
     }
@@ -270,4 +276,112 @@ fn whatever_allocation_fails_nothing_hangs_and_nothing_is_left_behind() {
         assert_eq!(TestHeap::live().0, before.0, "heap, after pages {number} failed");
     }
     assert!(blocks >= 5, "only {blocks} blocks of pages");
+}
+
+/// The server that revokes, and the packets that it does not answer.
+static SERVER: Mutex<Option<Channel>> = Mutex::new(None);
+static HELD: Mutex<Vec<IncomingPacket<()>>> = Mutex::new(Vec::new());
+
+fn revoke() {
+    let server = SERVER.lock().unwrap().take();
+    if let Some(server) = server {
+        drop(server.disable(SOON).unwrap());
+    }
+}
+
+/// A client uses a channel in every way; at `step` its server takes the offer back.
+fn revoked_at(platform: &'static Pages, step: &'static str) -> Result<(), Error> {
+    let clock = || Instant::from_reference_units(platform.clock.fetch_add(1, Ordering::Relaxed));
+    let host = Host::new(platform, clock)?;
+    let release = StateChangeCallbacks::new().suspend(|_| {
+        let held = std::mem::take(&mut *HELD.lock().unwrap());
+        drop(held);
+    });
+    let server = Channel::allocate_server(&host)?
+        .init_set_target_interface_id(CLASS, INSTANCE)
+        .init_set_state_change_callbacks(release)
+        .init_set_process_packet_callback(|_, packet| HELD.lock().unwrap().push(packet))
+        .enable(SOON)
+        .map_err(given)?;
+    *SERVER.lock().unwrap() = Some(server);
+    let at = move |this: &str| {
+        if this == step {
+            revoke();
+        }
+    };
+    let callbacks = StateChangeCallbacks::new()
+        .opened(move |_| {
+            at("opened");
+            Ok(())
+        })
+        .started(move |_| at("started"))
+        .post_started(move |_| at("post-started"))
+        .suspend(move |_| at("suspend"))
+        .closed(move |_| at("closed"));
+    let outcome = client(&host)?
+        .init_set_state_change_callbacks(callbacks)
+        .enable(SOON)
+        .map_err(given)
+        .and_then(|client| {
+            let outcome = use_all(platform, &client, at);
+            drop(client.disable(SOON).unwrap());
+            outcome
+        });
+    revoke();
+    host.process();
+    outcome
+}
+
+fn use_all(platform: &'static Pages, client: &Channel, at: impl Fn(&str)) -> Result<(), Error> {
+    let mut packet = client.packet_allocate()?;
+    packet.set_completion_routine(done);
+    packet
+        .send(b"lent", Some(memory(platform)?), SendFlags::WAIT_FOR_COMPLETION)
+        .map_err(given)?;
+    at("sent");
+    let shared = memory(platform)?;
+    let gpadl = client.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &shared, 0, 0, SOON)?;
+    at("shared");
+    let server = SERVER.lock().unwrap().clone();
+    let mapped = server.map(|server| server.map_gpadl(gpadl.handle(), GpadlAccess::ReadWrite));
+    at("mapped");
+    drop(mapped);
+    drop(gpadl.delete(SOON).map_err(given)?);
+    // Nobody answers.
+    let refused = client
+        .send_synchronous_request(b"ask", Some(memory(platform)?), Deadline::millis(1), &mut [0; 8])
+        .unwrap_err();
+    at("asked");
+    if refused.error != Error::Cancelled {
+        return Err(refused.error);
+    }
+    client.send(b"last")
+}
+
+#[test]
+fn whatever_step_a_server_that_never_answers_revokes_at_nothing_is_left_behind() {
+    let platform = &OTHER_PAGES;
+    let gone = Err(Error::Gone(vmbus::kmcl::Gone::Rescinded));
+    revoked_at(platform, "never").unwrap();
+    for (step, expected) in [
+        ("never", Ok(())),
+        ("opened", gone),
+        ("started", gone),
+        ("post-started", gone),
+        ("sent", gone),
+        ("shared", gone),
+        ("mapped", gone),
+        ("asked", gone),
+        ("suspend", Ok(())),
+        ("closed", Ok(())),
+    ] {
+        let before = TestHeap::live();
+        assert_eq!(revoked_at(platform, step), expected, "{step}");
+        assert_eq!(TestHeap::live(), before, "heap: {step}");
+        assert_eq!(platform.live_pages(), 0, "pages: {step}");
+        assert!(
+            HELD.lock().unwrap().is_empty() && SERVER.lock().unwrap().is_none(),
+            "{step}"
+        );
+    }
 }
