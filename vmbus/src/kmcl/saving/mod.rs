@@ -133,7 +133,8 @@ impl<C: Context> DisabledChannel<C> {
     /// `save` writes the driver's part of a packet and returns its length. It is called with an empty buffer first; a driver
     /// that has something to save answers [`Error::BufferTooSmall`] with what it takes, and is called again with that much.
     /// `restore` gets the channel's own part and the driver's: it takes a packet ([`Channel::packet_allocate`]), calls
-    /// [`OutgoingPacket::set_completion_routine`], and then [`OutgoingPacket::restore`] with the channel's part. Without
+    /// [`set_completion_routine`](super::OutgoingPacket::set_completion_routine), and then
+    /// [`restore`](super::OutgoingPacket::restore) with the channel's part. Without
     /// callbacks packets are restored without a routine.
     ///
     /// ```

@@ -11,7 +11,7 @@ use crate::protocol::packet::PacketType;
 
 impl<C: Context> Channel<C> {
     /// Restores what an earlier server has saved, or a part of it that consists of whole chunks
-    /// (`VmbChannelRestoreFromBuffer`): the buffers of [`Save::save_continue`] one after the other, or all in one.
+    /// (`VmbChannelRestoreFromBuffer`): the buffers of [`Save::save_continue`](super::Save::save_continue) one after the other, or all in one.
     ///
     /// ```
     /// # use vmbus::{Deadline, kmcl::*};
