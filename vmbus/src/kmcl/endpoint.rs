@@ -220,7 +220,12 @@ impl<C: Context> Core<C> {
     }
 
     pub(crate) fn until(&self, deadline: Deadline) -> Option<Instant> {
-        deadline.resolve(self.now())
+        match deadline {
+            Deadline::Never => None,
+            Deadline::At(instant) => Some(instant),
+            // Only this one needs a look at the clock.
+            Deadline::After(_) => deadline.resolve(self.now()),
+        }
     }
 
     /// Checks what a send needs before anything is sent.

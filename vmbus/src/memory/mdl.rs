@@ -322,6 +322,14 @@ impl Mdl {
         })
     }
 
+    /// Returns the pages, and where the bytes begin in the first, if one piece of memory is all there is.
+    pub(crate) fn run(&self) -> Option<(&[Pfn], usize)> {
+        let Chain::One(piece) = &self.chain else { return None };
+        let (pfns, start) = piece.pages_at(self.offset);
+        let (first, offset) = (start / PAGE_SIZE, start % PAGE_SIZE);
+        Some((pfns.get(first..first + pages_for(offset + self.len))?, offset))
+    }
+
     /// Walks the pages in order, each with the bytes in it.
     pub fn page_spans(&self) -> impl Iterator<Item = PageSpan> + '_ {
         self.parts().flat_map(|(piece, from, len)| {

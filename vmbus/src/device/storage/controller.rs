@@ -210,7 +210,7 @@ impl Controller {
         self.0.inner.link().counting.snapshot()
     }
 
-    /// Returns what the channel has done.
+    /// Returns what the channel has done: how many commands were sent, above all.
     #[must_use]
     pub fn channel_counters(&self) -> crate::kmcl::Counters {
         self.0.inner.channel.counters()

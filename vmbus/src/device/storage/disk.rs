@@ -252,7 +252,7 @@ impl Disk {
     ///
     /// [`Failed`], with the buffer if the host does not have it any more, and an [`Error`].
     pub fn read<B: Lend>(&self, first: Lba, buffer: B, deadline: Deadline) -> Result<B, Failed<B>> {
-        self.start_read(first, buffer).wait(deadline)
+        self.start_read(first, buffer).wait_here(deadline)
     }
 
     /// Writes all of `buffer` from block `first` on, straight from it, under the rules of [`read`](Self::read). The buffer comes
@@ -262,7 +262,7 @@ impl Disk {
     ///
     /// As for [`read`](Self::read).
     pub fn write<B: Lend>(&self, first: Lba, buffer: B, deadline: Deadline) -> Result<B, Failed<B>> {
-        self.start_write(first, buffer).wait(deadline)
+        self.start_write(first, buffer).wait_here(deadline)
     }
 
     /// Makes durable all that was written: returns when the device says that it is. If it cannot, that is an error.
@@ -490,6 +490,11 @@ impl<B: Lend> Transfer<B> {
     ///
     /// [`Failed`], with the memory if the host does not have it any more. After [`Error::TimedOut`] it may be done all the same.
     pub fn wait(mut self, deadline: Deadline) -> Result<B, Failed<B>> {
+        self.wait_here(deadline)
+    }
+
+    /// Waits without being moved, which costs as much as some of the work.
+    fn wait_here(&mut self, deadline: Deadline) -> Result<B, Failed<B>> {
         let result = self.operation.wait(deadline);
         self.finish(result)
     }

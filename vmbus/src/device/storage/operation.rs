@@ -71,6 +71,8 @@ pub(super) struct Operation {
     next: u64,
     end: u64,
     parts: [Option<Part>; PARTS],
+    /// So many places of `parts` have been used: most operations need one.
+    used: usize,
     /// Bytes transferred, or the first error.
     outcome: Result<u32, Error>,
     /// All packets of the channel are in use.
@@ -92,6 +94,7 @@ impl Operation {
             next: 0,
             end: if matches!(plan, Plan::Command { .. }) { 1 } else { len },
             parts: [const { None }; PARTS],
+            used: 0,
             outcome: Ok(0),
             is_starved: false,
             has_fresh: false,
@@ -111,6 +114,7 @@ impl Operation {
             next: 0,
             end: 0,
             parts: [const { None }; PARTS],
+            used: 0,
             outcome: Err(error),
             is_starved: false,
             has_fresh: false,
@@ -126,12 +130,13 @@ impl Operation {
         self.unit.inner.channel.now()
     }
 
+    fn live(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().take(self.used).flatten()
+    }
+
     /// Returns true if the host has part of the memory.
     pub(super) fn is_lent(&self) -> bool {
-        self.parts
-            .iter()
-            .flatten()
-            .any(|part| matches!(part.flight, Flight::Sent(_)))
+        self.live().any(|part| matches!(part.flight, Flight::Sent(_)))
     }
 
     /// Looks at what came back, and sends what is to be sent.
@@ -143,7 +148,7 @@ impl Operation {
         let mut context = Context::from_waker(waker);
         loop {
             self.has_fresh = false;
-            for index in 0..PARTS {
+            for index in 0..self.used {
                 self.poll_part(index, &mut context);
             }
             self.fill();
@@ -152,7 +157,7 @@ impl Operation {
                 break;
             }
         }
-        if self.next >= self.end && self.parts.iter().all(Option::is_none) {
+        if self.next >= self.end && self.live().next().is_none() {
             self.is_over = true;
             if self.outcome.is_err() {
                 count(&self.link().counting.failures);
@@ -170,7 +175,7 @@ impl Operation {
 
     /// Returns when a part is to be sent again, if one is.
     fn next_pause(&self) -> Option<Instant> {
-        let due = self.parts.iter().flatten().filter_map(|part| match part.flight {
+        let due = self.live().filter_map(|part| match part.flight {
             Flight::Later(due) => Some(due),
             Flight::Sent(_) => None,
         });
@@ -181,23 +186,25 @@ impl Operation {
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<u32, Error> {
         let unit = self.unit.clone();
         let channel = &unit.inner.channel;
-        let until = deadline.resolve(channel.now());
+        let deadline = match deadline {
+            Deadline::After(_) => deadline.fixed(channel.now()),
+            fixed => fixed,
+        };
         loop {
             let nap = self.nap();
             let planned = (self.next_pause(), self.is_starved);
             // Ends early where it turns out that something is to be sent again, which no signal would wake us for.
-            let outcome = channel.wait_until(nap_deadline(until, nap), || match self.poll(Waker::noop()) {
+            let outcome = channel.wait_until(nap_deadline(deadline, nap), || match self.poll(Waker::noop()) {
                 Poll::Ready(result) => Some(Some(result)),
                 Poll::Pending => ((self.next_pause(), self.is_starved) != planned).then_some(None),
             });
             match outcome {
                 Ok(Some(result)) => return result,
                 Ok(None) => {}
-                Err(kmcl::Error::TimedOut) => {
-                    if until.is_some_and(|until| channel.now() >= until) {
-                        return Err(Error::TimedOut);
-                    }
+                Err(kmcl::Error::TimedOut) if nap.is_none() || is_over(deadline, channel.now()) => {
+                    return Err(Error::TimedOut);
                 }
+                Err(kmcl::Error::TimedOut) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -308,6 +315,7 @@ impl Operation {
     fn put(&mut self, index: usize, part: Part) {
         if let Some(place) = self.parts.get_mut(index) {
             *place = Some(part);
+            self.used = self.used.max(index + 1);
         }
     }
 
@@ -414,9 +422,7 @@ impl Operation {
         let packet = command.packet(inner.version);
         match inner.channel.send_request(packet.bytes(), memory) {
             Ok(request) => {
-                let link = inner.link();
-                link.enter();
-                count(&link.counting.commands);
+                inner.link().enter();
                 part.attempts = part.attempts.saturating_add(1);
                 part.flight = Flight::Sent(request);
                 self.has_fresh = true;
@@ -497,17 +503,22 @@ fn blocks_of(lba: u64, block_shift: u8, part: &Part) -> (u64, u32) {
     (lba.saturating_add(part.from >> block_shift), blocks)
 }
 
-fn nap_deadline(until: Option<Instant>, nap: Option<Instant>) -> Deadline {
-    match (until, nap) {
-        (Some(until), Some(nap)) => Deadline::At(until.min(nap)),
-        (Some(at), None) | (None, Some(at)) => Deadline::At(at),
-        (None, None) => Deadline::Never,
+/// Returns the earlier of the two.
+fn nap_deadline(deadline: Deadline, nap: Option<Instant>) -> Deadline {
+    match (deadline, nap) {
+        (Deadline::At(until), Some(nap)) => Deadline::At(until.min(nap)),
+        (_, Some(nap)) => Deadline::At(nap),
+        (deadline, None) => deadline,
     }
+}
+
+fn is_over(deadline: Deadline, now: Instant) -> bool {
+    matches!(deadline, Deadline::At(until) if now >= until)
 }
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        for index in 0..PARTS {
+        for index in 0..self.used {
             if let Some(part) = self.parts.get_mut(index).and_then(Option::take)
                 && let Flight::Sent(request) = part.flight
             {
