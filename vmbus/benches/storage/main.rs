@@ -11,6 +11,7 @@
     unsafe_code,
     reason = "the floor is a raw memcpy, and the platform is the benchmarks'"
 )]
+#![expect(clippy::cast_possible_truncation, reason = "bytes of a pattern")]
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -128,7 +129,7 @@ impl Ground {
 struct Random(u64);
 
 impl Random {
-    fn block(&mut self) -> u64 {
+    const fn block(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) % (DISK as u64 / 4096) * 8
     }

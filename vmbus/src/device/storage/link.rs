@@ -38,6 +38,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Commands sent, those that were sent again included.
+    commands,
     /// Commands sent again.
     retries,
     /// Commands that failed for good.

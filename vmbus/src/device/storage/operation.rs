@@ -422,7 +422,9 @@ impl Operation {
         let packet = command.packet(inner.version);
         match inner.channel.send_request(packet.bytes(), memory) {
             Ok(request) => {
-                inner.link().enter();
+                let link = inner.link();
+                link.enter();
+                count(&link.counting.commands);
                 part.attempts = part.attempts.saturating_add(1);
                 part.flight = Flight::Sent(request);
                 self.has_fresh = true;
