@@ -98,8 +98,9 @@ impl<C: Context> Core<C> {
         for _ in 0..settings.maximum_packet_count {
             push_reserved(&mut outgoing.pool, Body::new(&settings, true)?);
         }
-        let reserved_bytes = settings.maximum_packet_count as usize * Body::<C>::size(&settings)
-            + settings.quota as usize * IncomingBody::size(&settings);
+        let reserved_bytes = (settings.maximum_packet_count as usize)
+            .saturating_mul(Body::<C>::size(&settings))
+            .saturating_add((settings.quota as usize).saturating_mul(IncomingBody::size(&settings)));
         let platform = provider.platform();
         let mut bounce = try_vec_with_capacity(settings.bounce_buffers)?;
         for _ in 0..settings.bounce_buffers {
@@ -248,7 +249,7 @@ impl<C: Context> Core<C> {
 
     pub(crate) fn lend(&self, mdl: Mdl, offset: usize, len: usize, flags: SendFlags) -> Result<Lent, (Error, Mdl)> {
         let mdl = if flags.contains(SendFlags::FORCE_MDL_LENGTH) && len != 0 {
-            match mdl.first_part_extended(offset + len) {
+            match mdl.first_part_extended(offset.saturating_add(len)) {
                 Ok(extended) => extended,
                 Err(_) => return Err((Error::InvalidExternalData { len, ranges: 0 }, mdl)),
             }
@@ -384,7 +385,7 @@ impl<C: Context> Core<C> {
     pub(crate) fn slot_is_free(&self, slot: Slot) {
         let mut incoming = self.incoming.lock(self.platform);
         incoming.put_back(slot);
-        let blocked = incoming.blocked && incoming.indicated + incoming.held < incoming.quota;
+        let blocked = incoming.blocked && incoming.outstanding() < incoming.quota;
         if blocked {
             incoming.blocked = false;
         }

@@ -52,7 +52,9 @@ impl Lent {
 
     /// Returns the bytes of the page list.
     pub(crate) const fn list_len(&self) -> usize {
-        8 + 8 * self.extent.ranges + 8 * self.extent.pages
+        // Both count what lies in memory.
+        let words = self.extent.ranges.wrapping_add(self.extent.pages);
+        words.wrapping_add(1).wrapping_mul(8)
     }
 
     /// Writes the page list: a count, then each range with its length, its offset in the first page, and its pages.
@@ -89,7 +91,7 @@ impl Lent {
                 current = ranges.next();
             }
             if let Some(length) = current.as_deref_mut() {
-                *length += span.len;
+                *length = length.saturating_add(span.len);
             }
             last = Some(span);
         }

@@ -477,8 +477,8 @@ impl<C: Context> IncomingPacket<C> {
             body.needs_passive = needs_passive;
             body.is_pending = false;
             let mut incoming = core.incoming.lock(core.platform);
-            incoming.indicated -= 1;
-            incoming.held += 1;
+            incoming.indicated = incoming.indicated.wrapping_sub(1);
+            incoming.held = incoming.held.wrapping_add(1);
             subtract_alone(&core.counters.incoming_outstanding, 1);
             incoming.put_first(Ready::Packet(body));
         }
@@ -636,12 +636,12 @@ impl<C: Context> Core<C> {
             Some(body)
         };
         let mut incoming = self.incoming.lock(self.platform);
-        incoming.indicated -= 1;
+        incoming.indicated = incoming.indicated.wrapping_sub(1);
         subtract_alone(&self.counters.incoming_outstanding, 1);
         if let Some(body) = free {
             incoming.put_back(body);
         }
-        let unblocked = incoming.blocked && incoming.indicated + incoming.held < incoming.quota;
+        let unblocked = incoming.blocked && incoming.outstanding() < incoming.quota;
         if unblocked {
             incoming.blocked = false;
         }

@@ -19,6 +19,19 @@
 //! No packet needs memory that was not reserved when the channel was enabled. No lock is held while the driver is called,
 //! and callbacks of one channel never run at the same time. Neighbours: below it the bus and the rings; above it the
 //! drivers of [`crate::device`](crate). Source: the public documentation of KMCL (`vmbuskernelmodeclientlibapi.h`).
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod channel;
 mod counters;

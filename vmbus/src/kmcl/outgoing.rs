@@ -73,12 +73,19 @@ pub(crate) struct Outgoing<C: Context> {
     callers: u32,
 }
 
+/// How many may stand in line: the channel's own packets, as many of callers, and completions.
+const fn line_len(packets: u32, completions: u32) -> usize {
+    (packets as usize)
+        .saturating_mul(2)
+        .saturating_add(completions as usize)
+}
+
 impl<C: Context> Outgoing<C> {
     /// Reserves what sending needs: a table of `packets` requests, and room in line for these and for `completions`.
     pub(crate) fn new(packets: u32, completions: u32) -> Result<Self, OutOfMemory> {
         let mut queue = VecDeque::new();
         queue
-            .try_reserve_exact(2 * packets as usize + completions as usize)
+            .try_reserve_exact(line_len(packets, completions))
             .map_err(|_| OutOfMemory)?;
         Ok(Self {
             ring: None,
@@ -87,7 +94,7 @@ impl<C: Context> Outgoing<C> {
             table: Slab::new(packets)?,
             pool: try_vec_with_capacity(packets as usize)?,
             queue,
-            placed: try_vec_with_capacity(2 * packets as usize)?,
+            placed: try_vec_with_capacity(line_len(packets, 0))?,
             returned: try_vec_with_capacity(completions as usize)?,
             broken: false,
             packets,
@@ -355,7 +362,7 @@ impl<C: Context> Outgoing<C> {
     pub(crate) fn await_room(&mut self, len: usize) {
         if let Some(ring) = &mut self.ring
             && self.queue.is_empty()
-            && let Ok(needed) = u32::try_from(len.next_multiple_of(8) + 24)
+            && let Ok(needed) = u32::try_from(len.saturating_add(7 + 24) & !7)
         {
             // Errors are met again by the next attempt to write.
             let _ = ring.wait_for_room(needed);
@@ -373,7 +380,7 @@ impl<C: Context> Outgoing<C> {
 
     /// Makes room in line for the completions of so many incoming packets.
     pub(crate) fn reserve_completions(&mut self, completions: u32) -> Result<(), OutOfMemory> {
-        let line = 2 * self.packets as usize + completions as usize;
+        let line = line_len(self.packets, completions);
         self.queue
             .try_reserve_exact(line.saturating_sub(self.queue.len()))
             .map_err(|_| OutOfMemory)?;
@@ -418,7 +425,7 @@ impl<C: Context> Outgoing<C> {
             add(&counters.refused, 1);
             return false;
         }
-        self.callers += 1;
+        self.callers = self.callers.wrapping_add(1);
         body.is_counted = true;
         true
     }

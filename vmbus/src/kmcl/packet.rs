@@ -81,7 +81,9 @@ impl<C: Context> Body<C> {
 
     /// Returns the bytes that one packet object takes.
     pub(crate) const fn size(settings: &Settings) -> usize {
-        size_of::<Self>() + settings.maximum_packet_size.next_multiple_of(8) + settings.inline_packet_context_size
+        size_of::<Self>()
+            .saturating_add(settings.maximum_packet_size.saturating_add(7) & !7)
+            .saturating_add(settings.inline_packet_context_size)
     }
 
     pub(crate) const fn packet_type(&self) -> PacketType {

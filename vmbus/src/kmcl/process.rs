@@ -67,7 +67,7 @@ impl<C: Context> Core<C> {
             let may_deliver = self.may_deliver(level);
             match self.next(level, may_deliver) {
                 Found::Ready(Ready::Packet(body)) => {
-                    processed += 1;
+                    processed = processed.wrapping_add(1);
                     add_alone(&self.counters.packets_processed, 1);
                     let mut body = body;
                     body.level = level;
@@ -87,7 +87,7 @@ impl<C: Context> Core<C> {
                 Found::Nothing { again: true, .. } => {}
                 Found::Nothing { held, .. } => break held,
             }
-            taken += 1;
+            taken = taken.wrapping_add(1);
             if taken == BATCH_LIMIT {
                 // A peer that never stops does not keep others from their turn.
                 let _ = self.end_of_reading(self.incoming.lock(self.platform));
@@ -208,7 +208,7 @@ impl<C: Context> Core<C> {
                     return Found::Ready(Ready::Packet(body));
                 }
                 Read::Packet(body) => {
-                    incoming.held += 1;
+                    incoming.held = incoming.held.wrapping_add(1);
                     incoming.make_ready(Ready::Packet(body));
                 }
                 Read::Completion(id, peek) => match self.completion(id, peek) {
@@ -234,7 +234,7 @@ impl<C: Context> Core<C> {
     }
 
     fn indicate(&self, incoming: &mut Incoming<C>) {
-        incoming.indicated += 1;
+        incoming.indicated = incoming.indicated.wrapping_add(1);
         add_alone(&self.counters.incoming_outstanding, 1);
     }
 
@@ -270,7 +270,7 @@ impl<C: Context> Core<C> {
             let mut incoming = self.incoming.lock(self.platform);
             let (waker, freed) = match incoming.read(&self.counters) {
                 Read::Packet(body) => {
-                    incoming.held += 1;
+                    incoming.held = incoming.held.wrapping_add(1);
                     incoming.make_ready(Ready::Packet(body));
                     has_lined_up = true;
                     (None, None)

@@ -69,7 +69,10 @@ impl IncomingBody {
 
     /// Returns the bytes that one slot takes.
     pub(crate) const fn size(settings: &Settings) -> usize {
-        size_of::<Self>() + settings.packet_words() * 8 + settings.client_context_size
+        let content = settings.packet_words().saturating_mul(8);
+        size_of::<Self>()
+            .saturating_add(content)
+            .saturating_add(settings.client_context_size)
     }
 
     fn take(&mut self, peek: Peek<'_, RingPages>) -> Result<(), ReadError> {
@@ -93,7 +96,7 @@ impl IncomingBody {
         self.wants_completion = wants_completion;
         self.len = len;
         // The ring has checked that the payload is part of the words.
-        self.list_len = (words * 8).saturating_sub(len);
+        self.list_len = words.wrapping_mul(8).saturating_sub(len);
         self.context.fill(0);
         self.pinned = None;
         self.is_pending = false;
@@ -104,7 +107,7 @@ impl IncomingBody {
     pub(crate) fn payload(&self) -> &[u8] {
         self.words
             .as_bytes()
-            .get(self.list_len..self.list_len + self.len)
+            .get(self.list_len..self.list_len.wrapping_add(self.len))
             .unwrap_or_default()
     }
 
@@ -119,7 +122,7 @@ impl IncomingBody {
     /// Returns page list and payload, and how long the list is.
     #[cfg(feature = "host")]
     pub(crate) fn content(&self) -> (&[u8], usize) {
-        let content = self.words.as_bytes().get(..self.list_len + self.len);
+        let content = self.words.as_bytes().get(..self.list_len.wrapping_add(self.len));
         (content.unwrap_or_default(), self.list_len)
     }
 
@@ -230,8 +233,8 @@ impl<C: Context> Incoming<C> {
 
     /// Sets the quota; `fresh` are the slots that it takes beyond those that there are.
     pub(crate) fn set_quota(&mut self, settings: &Settings, quota: u32, fresh: Vec<Slot>) -> Result<(), OutOfMemory> {
-        let slots = self.slots as usize + fresh.len();
-        let ready = slots + 2 * settings.maximum_packet_count as usize;
+        let slots = (self.slots as usize).saturating_add(fresh.len());
+        let ready = slots.saturating_add((settings.maximum_packet_count as usize).saturating_mul(2));
         self.pool
             .try_reserve_exact(slots.saturating_sub(self.pool.len()))
             .map_err(|_| OutOfMemory)?;
@@ -240,7 +243,7 @@ impl<C: Context> Incoming<C> {
             .map_err(|_| OutOfMemory)?;
         for body in fresh {
             push_reserved(&mut self.pool, body);
-            self.slots += 1;
+            self.slots = self.slots.saturating_add(1);
         }
         self.quota = quota;
         Ok(())
@@ -255,6 +258,11 @@ impl<C: Context> Incoming<C> {
     /// Returns how many slots there are.
     pub(crate) const fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// Returns how many packets count against the quota: both counts are of slots, of which there are no more than 2^32.
+    pub(crate) const fn outstanding(&self) -> u32 {
+        self.indicated.wrapping_add(self.held)
     }
 
     /// Takes a slot back.
@@ -289,7 +297,7 @@ impl<C: Context> Incoming<C> {
             #[expect(unreachable_patterns, reason = "the enum may grow")]
             Err(_) => return Read::Empty,
         };
-        if peek.packet_type() != PacketType::COMPLETION && self.indicated + self.held >= self.quota {
+        if peek.packet_type() != PacketType::COMPLETION && self.indicated.wrapping_add(self.held) >= self.quota {
             self.blocked = true;
             return Read::NoSlot;
         }
@@ -325,7 +333,7 @@ impl<C: Context> Incoming<C> {
         for _ in 0..self.ready.len() {
             match self.ready.pop_front() {
                 Some(Ready::Packet(body)) => {
-                    self.held -= 1;
+                    self.held = self.held.wrapping_sub(1);
                     self.put_back(body);
                 }
                 Some(completed) => self.make_ready(completed),
@@ -349,7 +357,7 @@ impl<C: Context> Incoming<C> {
         }
         let next = self.ready.remove(at);
         if let Some(Ready::Packet(_)) = next {
-            self.held -= 1;
+            self.held = self.held.wrapping_sub(1);
         }
         next
     }

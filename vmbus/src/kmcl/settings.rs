@@ -31,7 +31,7 @@ impl Name {
         let mut bytes = [0; NAME_BYTES];
         let mut len = text.len().min(NAME_BYTES);
         while !text.is_char_boundary(len) {
-            len -= 1;
+            len = len.saturating_sub(1);
         }
         for (target, source) in bytes.iter_mut().zip(text.as_bytes().iter().take(len)) {
             *target = *source;
@@ -112,17 +112,22 @@ impl Settings {
     /// Bytes of the longest page list that describes external data within the limits.
     pub(crate) const fn longest_page_list(&self) -> usize {
         // Each part may start and end inside a page.
-        8 + self.maximum_chain_length * 8 + 8 * (pages_for(self.maximum_external_data) + 2 * self.maximum_chain_length)
+        let pages = pages_for(self.maximum_external_data);
+        let words = self.maximum_chain_length.saturating_mul(3).saturating_add(pages);
+        words.saturating_add(1).saturating_mul(8)
     }
 
     /// Words of the largest packet without its descriptor.
     pub(crate) const fn packet_words(&self) -> usize {
-        (self.longest_page_list() + self.maximum_packet_size).div_ceil(8)
+        self.longest_page_list()
+            .saturating_add(self.maximum_packet_size)
+            .div_ceil(8)
     }
 
     /// Pages that a ring needs at the least, so that the largest packet fits while another is being read.
     pub(crate) const fn least_ring_pages(&self) -> usize {
-        (2 * (FRAME + self.packet_words() * 8) + 8).div_ceil(PAGE_SIZE)
+        let packet = self.packet_words().saturating_mul(8).saturating_add(FRAME);
+        packet.saturating_mul(2).saturating_add(8).div_ceil(PAGE_SIZE)
     }
 }
 

@@ -47,7 +47,7 @@ impl<T> Slab<T> {
     pub(crate) fn new(capacity: u32) -> Result<Self, OutOfMemory> {
         let entries = try_vec_of(capacity as usize, |index| {
             #[expect(clippy::cast_possible_truncation, reason = "below the capacity, which is 32 bits")]
-            let next = index as u32 + 1;
+            let next = (index as u32).wrapping_add(1);
             (1, Entry::Free(if next == capacity { END } else { next }))
         })?;
         Ok(Self {
@@ -77,7 +77,7 @@ impl<T> Slab<T> {
                     self.first_free = *next;
                 }
                 *entry = Entry::Used(value);
-                self.used += 1;
+                self.used = self.used.wrapping_add(1);
                 Ok(RequestId::new(index, *generation))
             }
             None => Err(value),
@@ -111,7 +111,7 @@ impl<T> Slab<T> {
         {
             self.first_free = id.index() as u32;
         }
-        self.used -= 1;
+        self.used = self.used.wrapping_sub(1);
         Some(value)
     }
 
@@ -120,7 +120,7 @@ impl<T> Slab<T> {
     pub(crate) fn next_used(&self, index: usize) -> Option<(RequestId, usize)> {
         let mut entries = self.entries.iter().zip(0..).skip(index);
         entries.find_map(|((generation, entry), at)| match entry {
-            Entry::Used(_) => Some((RequestId::new(at, *generation), at as usize + 1)),
+            Entry::Used(_) => Some((RequestId::new(at, *generation), (at as usize).saturating_add(1))),
             Entry::Free(_) => None,
         })
     }
@@ -150,7 +150,7 @@ impl<T> Slab<T> {
         }
         if let Some(entry) = self.entries.get_mut(id.index()) {
             *entry = (id.generation(), Entry::Used(value));
-            self.used += 1;
+            self.used = self.used.wrapping_add(1);
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ pub(super) struct Writer<'b> {
 impl<'b> Writer<'b> {
     /// Begins a chunk with a body of `len` bytes, padded; or tells what it takes.
     pub(super) fn new(buffer: &'b mut [u8], kind: u32, len: usize) -> Result<Self, usize> {
-        let len = (HEAD + len).next_multiple_of(8);
+        let len = len.saturating_add(HEAD + 7) & !7;
         let field = u32::try_from(len).map_err(|_| usize::MAX)?;
         let rest = buffer.get_mut(..len).ok_or(len)?;
         rest.fill(0);

@@ -96,7 +96,7 @@ impl<C: Context> Core<C> {
         slot.transaction_id = id;
         slot.packet_type = packet_type;
         slot.wants_completion = wants_completion;
-        incoming.held += 1;
+        incoming.held = incoming.held.wrapping_add(1);
         incoming.make_ready(Ready::Packet(slot));
         Ok(())
     }

@@ -182,7 +182,7 @@ impl<C: Context> Save<C> {
                 break Saved::All { filled };
             }
             match self.chunk(next, buffer.get_mut(filled..).unwrap_or_default())? {
-                Chunk::Written(len, then) => (filled, next) = (filled + len, then),
+                Chunk::Written(len, then) => (filled, next) = (filled.saturating_add(len), then),
                 Chunk::NoRoom(required) if filled == 0 => return Err(Error::BufferTooSmall { required }),
                 Chunk::NoRoom(required) => break Saved::More { filled, required },
             }
@@ -258,7 +258,7 @@ impl<C: Context> Save<C> {
         };
         let driver = driver.get(..driver_len).ok_or(Error::Corrupt)?;
         let field = u32::try_from(driver_len).map_err(|_| Error::Corrupt)?;
-        let mut writer = match Writer::new(buffer, REQUEST, 8 + LIBRARY_PART + driver_len) {
+        let mut writer = match Writer::new(buffer, REQUEST, driver_len.saturating_add(8 + LIBRARY_PART)) {
             Ok(writer) => writer,
             Err(required) => return Ok(Chunk::NoRoom(required)),
         };
@@ -284,7 +284,7 @@ impl<C: Context> Save<C> {
             u32::try_from(list_len).map_err(too_long)?,
             u32::try_from(content.len()).map_err(too_long)?,
         );
-        let mut writer = match Writer::new(buffer, PACKET, 24 + content.len()) {
+        let mut writer = match Writer::new(buffer, PACKET, content.len().saturating_add(24)) {
             Ok(writer) => writer,
             Err(required) => return Ok(Chunk::NoRoom(required)),
         };
@@ -295,7 +295,7 @@ impl<C: Context> Save<C> {
         writer.put(&len_field.to_le_bytes());
         writer.put(&[0; 4]);
         writer.put(content);
-        Ok(Chunk::Written(writer.len, Next::Packet(index + 1)))
+        Ok(Chunk::Written(writer.len, Next::Packet(index.saturating_add(1))))
     }
 }
 
