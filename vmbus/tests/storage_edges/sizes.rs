@@ -120,11 +120,12 @@ fn more_than_was_asked_for_is_never_believed() {
     let bytes = pattern(2, 512);
     memory.write_at(0, &bytes).unwrap();
     let transferred = |count: u32| Effect::rewrite(move |answer| answer.put(24, &count.to_le_bytes())).unwrap();
+    let retries = client.counters().retries;
     for count in [513, 1 << 20, u32::MAX] {
         ground.inject(Fault::new(Filter::reads(), transferred(count)));
         assert!(read(&disk, 0, 1).unwrap() == bytes);
     }
-    assert_eq!(client.counters().malformed, 3);
+    assert_eq!((client.counters().malformed, client.counters().retries), (3, retries));
     // The same of what the driver asks for itself: a list of disks, or a page, that claims to be longer than its buffer.
     ground.inject(Fault::new(Filter::command(opcode::REPORT_LUNS), transferred(u32::MAX)));
     ground.inject(Fault::new(Filter::command(opcode::INQUIRY), transferred(u32::MAX)).times(3));
