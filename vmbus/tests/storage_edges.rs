@@ -14,5 +14,7 @@ mod coming_and_going;
 mod finding;
 #[path = "storage_edges/ground.rs"]
 mod ground;
+#[path = "storage_edges/lies.rs"]
+mod lies;
 #[path = "storage_edges/sizes.rs"]
 mod sizes;

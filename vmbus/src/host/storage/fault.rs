@@ -9,7 +9,7 @@ use super::opcode as op;
 use super::target::Cdb;
 use super::wire::{Answer, operation};
 use super::{Address, Outcome};
-use crate::fallible::{OutOfMemory, Shared, try_box};
+use crate::fallible::{OutOfMemory, Shared, try_box, try_vec_of};
 
 /// What is known of a request when faults are looked for.
 pub(super) struct Facts {
@@ -129,6 +129,8 @@ pub enum Effect {
     Status(u32),
     /// A read or write moves only so many bytes, and succeeds.
     Short(u32),
+    /// It is not executed; these are its data, as far as the client's memory reaches: see [`Effect::data`].
+    Data(FalseData),
     /// It is executed when the test releases it.
     Hold,
     /// It is executed, and answered when the test releases it.
@@ -143,6 +145,16 @@ pub enum Effect {
     Rewrite(Rewrite),
 }
 
+/// What a command brings instead of what the disk has.
+#[derive(Clone)]
+pub struct FalseData(Shared<Vec<u8>>);
+
+impl FalseData {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// A change of an answer's bytes.
 #[derive(Clone)]
 pub struct Rewrite(Rewriter);
@@ -154,6 +166,17 @@ impl Rewrite {
 }
 
 impl Effect {
+    /// Has a command bring these bytes instead of what the disk has, and succeed: a page that lies, say, or a capacity that cannot be.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn data(bytes: &[u8]) -> Result<Self, OutOfMemory> {
+        let mut copy = try_vec_of(bytes.len(), |_| 0)?;
+        copy.copy_from_slice(bytes);
+        Ok(Self::Data(FalseData(Shared::try_new(copy)?)))
+    }
+
     /// Changes the answer's bytes, and its length, as `change` does.
     ///
     /// # Errors
@@ -171,6 +194,12 @@ impl fmt::Debug for Rewrite {
     }
 }
 
+impl fmt::Debug for FalseData {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("FalseData").field(&self.0.len()).finish()
+    }
+}
+
 impl fmt::Debug for Effect {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -178,6 +207,7 @@ impl fmt::Debug for Effect {
             Self::ExecuteAndAnswer(outcome) => formatter.debug_tuple("ExecuteAndAnswer").field(outcome).finish(),
             Self::Status(status) => formatter.debug_tuple("Status").field(status).finish(),
             Self::Short(len) => formatter.debug_tuple("Short").field(len).finish(),
+            Self::Data(data) => data.fmt(formatter),
             Self::Hold => formatter.write_str("Hold"),
             Self::HoldAnswer => formatter.write_str("HoldAnswer"),
             Self::NeverAnswer => formatter.write_str("NeverAnswer"),

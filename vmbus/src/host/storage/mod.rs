@@ -8,8 +8,8 @@
 //! - [`Disk`]: a logical unit, with what it tells about itself ([`DiskConfig`]); it stands on a [`Backend`].
 //! - [`MemoryDisk`]: a backend in memory, sparse, with a write cache that a power cut empties. `ImageFile` (feature `testing`):
 //!   one in a file of the development machine.
-//! - [`Fault`]: a [`Filter`] for requests and an [`Effect`] on them: an [`Outcome`] instead of the disk's, a short transfer,
-//!   an answer that is held, lost, doubled, or changed byte by byte.
+//! - [`Fault`]: a [`Filter`] for requests and an [`Effect`] on them: an [`Outcome`] instead of the disk's, data that lie, a short
+//!   transfer, an answer that is held, lost, doubled, or changed byte by byte.
 //!
 //! # In a kernel
 //!
@@ -111,7 +111,7 @@ pub use backend::{Backend, BackendError, Durability, MemoryError, RequestMemory}
 pub use config::{Address, Config, Kind, ReportLuns, Reset, Version};
 pub use controller::{AttachError, Controller, HeldRequest};
 pub use disk::{Disk, DiskConfig, Provisioning, ZeroLength};
-pub use fault::{Effect, Fault, Filter, Rewrite};
+pub use fault::{Effect, FalseData, Fault, Filter, Rewrite};
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 pub use image_file::ImageFile;
 pub use memory_disk::{MemoryDisk, PowerCut, WriteCache};

@@ -194,6 +194,9 @@ impl Inner {
                 self.execute(&mut packet, &srb, None);
                 outcome
             }
+            Some(Effect::Data(ref data)) => {
+                with_memory(&mut packet, &srb, |memory| target::false_data(data.bytes(), memory))
+            }
             Some(Effect::Short(limit)) => self.execute(&mut packet, &srb, Some(limit)),
             Some(Effect::Status(status)) => self.execute(&mut packet, &srb, None).with_status(status),
             _ => self.execute(&mut packet, &srb, None),
@@ -246,20 +249,13 @@ impl Inner {
     /// Executes a command.
     pub(super) fn execute(&self, packet: &mut Packet, srb: &Srb, limit: Option<u32>) -> Outcome {
         let cdb = Cdb(srb.cdb);
-        let direction = match srb.direction {
-            0 => Direction::FromClient,
-            1 => Direction::ToClient,
-            _ => Direction::Unsaid,
-        };
-        // The memory, if any, was checked when the request came.
-        let external = packet.external_data().ok();
-        let memory = RequestMemory::new(external.as_ref(), direction, srb.transfer as usize);
-        match (cdb.opcode(), self.disk(self.address(srb))) {
-            (opcode::REPORT_LUNS, _) => self.report_luns(srb, cdb, &memory),
-            (_, Some(disk)) => target::execute(&disk, cdb, &memory, limit),
-            (opcode::INQUIRY, None) => target::inquiry_of_nothing(srb.lun, cdb, &memory),
+        let disk = self.disk(self.address(srb));
+        with_memory(packet, srb, |memory| match (cdb.opcode(), &disk) {
+            (opcode::REPORT_LUNS, _) => self.report_luns(srb, cdb, memory),
+            (_, Some(disk)) => target::execute(disk, cdb, memory, limit),
+            (opcode::INQUIRY, None) => target::inquiry_of_nothing(srb.lun, cdb, memory),
             _ => Outcome::no_such_unit(),
-        }
+        })
     }
 
     /// Answers REPORT LUNS for a path and target.
@@ -333,6 +329,17 @@ impl Inner {
             _ => complete(packet, &answer),
         }
     }
+}
+
+/// Runs `work` on the memory that came with a request, cut to what is to be moved. It was checked when the request came.
+fn with_memory(packet: &mut Packet, srb: &Srb, work: impl FnOnce(&RequestMemory<'_>) -> Outcome) -> Outcome {
+    let direction = match srb.direction {
+        0 => Direction::FromClient,
+        1 => Direction::ToClient,
+        _ => Direction::Unsaid,
+    };
+    let external = packet.external_data().ok();
+    work(&RequestMemory::new(external.as_ref(), direction, srb.transfer as usize))
 }
 
 fn answer_of(request: &Incoming, outcome: &Outcome) -> Answer {

@@ -122,6 +122,11 @@ pub(super) fn execute(disk: &Disk, cdb: Cdb, memory: &RequestMemory<'_>, limit: 
     run(disk, cdb, memory, limit).map_or_else(|outcome| outcome, Outcome::good)
 }
 
+/// Brings these bytes, as far as there is room.
+pub(super) fn false_data(bytes: &[u8], memory: &RequestMemory<'_>) -> Outcome {
+    reply(memory, memory.len() as u64, bytes).map_or_else(|outcome| outcome, Outcome::good)
+}
+
 /// Answers INQUIRY where no disk is.
 pub(super) fn inquiry_of_nothing(lun: u8, cdb: Cdb, memory: &RequestMemory<'_>) -> Outcome {
     inquiry::inquiry_of_nothing(lun, cdb, memory).map_or_else(|outcome| outcome, Outcome::good)

@@ -113,6 +113,27 @@ fn a_short_transfer_succeeds_with_fewer_bytes() {
 }
 
 #[test]
+fn a_command_may_bring_other_data_than_the_disk_has() {
+    let ground = ground();
+    let lies = |len| {
+        Fault::new(
+            Filter::command(opcode::READ_CAPACITY_10),
+            Effect::data(&vec![9; len]).unwrap(),
+        )
+    };
+    for (len, came) in [(0, 0), (5, 5), (8, 8), (100, 8)] {
+        inject(&ground, lies(len));
+        let reply = ground.run(&ten(0x25, 0, 0), Data::In(8));
+        assert_eq!((reply.transferred(), reply.srb_status()), (came, 1));
+        assert_eq!(
+            reply.data,
+            [vec![9; came as usize], vec![0xCC; 8 - came as usize]].concat()
+        );
+    }
+    ground.close();
+}
+
+#[test]
 fn held_requests_are_released_in_any_order() {
     let ground = ground();
     ground.controller.hold();
