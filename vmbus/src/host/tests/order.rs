@@ -73,6 +73,12 @@ fn what_is_sent_in_opened_and_started_waits_until_started_has_returned() {
     let seen = server.context().take();
     let packets: Vec<&String> = seen.iter().filter(|event| event.starts_with("packet")).collect();
     assert_eq!(packets, ["packet early", "packet asks", "packet early", "packet asks"]);
+    // Also where nothing stands in line from before.
+    let client = client.disable(SOON).unwrap();
+    let callbacks = StateChangeCallbacks::new().started(send);
+    let client = client.init_set_state_change_callbacks(callbacks).enable(SOON).unwrap();
+    assert_eq!(client.context().take(), ["sent 0"]);
+    assert_eq!(client.counters().packets_sent, 2);
     drop((client, server));
 }
 
@@ -148,22 +154,15 @@ fn a_server_that_is_disabled_while_its_client_closes_is_disabled_and_not_closed(
     let log = pair.server.context().clone();
     pair.client.send(b"x").unwrap();
     pair.host.process();
-    let (client, server, host) = (pair.client, pair.server, pair.host);
-    std::thread::scope(|scope| {
-        let closing = scope.spawn(|| client.disable(SOON).map(drop));
-        let mut seen = log.take();
-        while !seen.contains(&"suspend".to_string()) {
-            std::thread::yield_now();
-            seen.extend(log.take());
-        }
-        let disabling = scope.spawn(|| server.disable(SOON).map(drop));
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        assert!(!closing.is_finished() && !disabling.is_finished());
-        drop(log.release());
-        closing.join().unwrap().unwrap();
-        disabling.join().unwrap().unwrap();
-    });
-    assert_eq!(host.offers().count(), 0, "the offer is taken back");
+    // The client waits for as long as it likes; the server still holds a packet.
+    drop(pair.client.disable(Deadline::millis(1)).unwrap());
+    assert_eq!(log.take(), ["packet x", "batch 1", "suspend"]);
+    let refused = pair.server.disable(Deadline::millis(1)).unwrap_err();
+    assert_eq!(refused.error, Error::TimedOut);
+    drop(log.release());
+    drop(refused.given.disable(SOON).unwrap());
+    assert_eq!(log.take(), ["closed"]);
+    assert_eq!(pair.host.offers().count(), 0, "the offer is taken back");
     assert_eq!(pair.platform.pages_in_use(), 0);
 }
 
