@@ -53,6 +53,8 @@
 //! Sources: the protocol as Linux's `storvsc_drv.c` and FreeBSD's `hv_storvsc` (guests) and OpenVMM's `storvsp` (a host) speak
 //! it; SCSI from the public drafts of SPC-4 and SBC-3. Microsoft has not published a specification.
 
+#[cfg(any(feature = "embedded-io", feature = "embedded-sdmmc"))]
+mod adapters;
 mod config;
 mod controller;
 mod disk;
@@ -67,6 +69,8 @@ pub mod scsi;
 mod tests;
 mod verdict;
 
+#[cfg(feature = "embedded-io")]
+pub use adapters::DiskBytes;
 pub use config::Config;
 pub use controller::{Change, Controller, attach, attach_with};
 pub use disk::{Disk, Info, Lba, Lend, PATIENCE, Transfer};

@@ -1,6 +1,7 @@
 //! The driver against a controller that does as a test says.
 #![expect(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 
+mod adapters;
 mod commands;
 mod fake;
 mod finding;
