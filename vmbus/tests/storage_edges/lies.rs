@@ -48,6 +48,7 @@ fn capacities_that_cannot_be_make_no_disk() {
         capacity(2047, 3),
         capacity(2047, 256),
         capacity(2047, 520),
+        capacity(2047, 1536),
         capacity(2047, 1 << 17),
         capacity(2047, 1 << 31),
         capacity(2047, u32::MAX),
@@ -97,7 +98,7 @@ fn a_list_of_units_is_read_as_far_as_it_goes() {
         (
             list(
                 40,
-                &[entry(0, 1), entry(0, 1), entry(1, 0), entry(0x41, 0), entry(0x40, 0)],
+                &[entry(0, 1), entry(0, 1), entry(1, 7), entry(0x41, 7), entry(0x40, 0)],
             ),
             &[0, 1][..],
         ),
@@ -108,12 +109,13 @@ fn a_list_of_units_is_read_as_far_as_it_goes() {
         (list(7, &[entry(0, 1)]), &[]),
         (list(0, &[]), &[]),
         // No list at all: each unit is asked.
-        (vec![0, 0, 0], &[0, 1]),
-        (vec![], &[0, 1]),
+        (vec![0, 0, 0], &[0, 1, 7]),
+        (vec![], &[0, 1, 7]),
     ] {
         let ground = Ground::new(Config::default());
-        ground.add(0, MIB);
-        ground.add(1, MIB);
+        for lun in [0, 1, 7] {
+            ground.add(lun, MIB);
+        }
         ground.inject(Fault::new(
             Filter::command(opcode::REPORT_LUNS),
             Effect::data(&bytes).unwrap(),
@@ -128,13 +130,14 @@ fn a_list_of_units_is_read_as_far_as_it_goes() {
 #[test]
 fn pages_that_lie_cost_the_disk_what_they_would_have_told_and_no_more() {
     // After the standard answer: the list of pages, the serial number, the identity, the limits, the provisioning.
-    let lies: [&[u8]; 9] = [
+    let lies: [&[u8]; 10] = [
         &[],
         &[0, 0x80],
         &[0, 0x80, 0xFF, 0xFF],
         &[0, 0x83, 0, 4, 1, 3, 0, 255],
         &[0, 0x83, 0, 8, 1, 3, 0, 0, 1, 3, 0, 0],
         &[0, 0xB0, 0, 0],
+        &[0, 0x83, 0, 4, b'A', b'B', b'C', b'D'],
         &[0xFF; 255],
         &[0; 255],
         &[0, 0x80, 0, 3, 0, 7, 0x1B],
