@@ -69,7 +69,7 @@ impl Lent {
                 for (place, pfn) in places.iter_mut().zip(pfns) {
                     *place = pfn.get().to_le_bytes();
                 }
-                reservation.write_external(bytes.get(..8 * pfns.len()).unwrap_or_default())?;
+                reservation.write_external(bytes.get(..pfns.len().saturating_mul(8)).unwrap_or_default())?;
             }
             return Ok(());
         }
