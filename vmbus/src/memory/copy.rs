@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 /// From this length on the string move is faster than bytes.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 const STRING_AT_LEAST: usize = 16;
 
 /// Copies bytes out of shared memory.

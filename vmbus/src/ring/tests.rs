@@ -8,6 +8,7 @@ mod model;
 mod threads;
 
 pub(super) mod support;
+mod survivors;
 #[cfg(all(target_os = "linux", not(miri)))]
 #[expect(unsafe_code, reason = "pages are mapped by system calls")]
 mod twice;
