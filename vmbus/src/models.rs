@@ -17,7 +17,7 @@ use loom::thread;
 
 use self::gate::{Gate, Inside};
 use self::slab::Slab;
-use crate::platform::TaskId;
+use crate::platform::{Callers, TaskId};
 
 /// What callbacks share: loom reports two that reach it at a time, or one that does not see what the other did.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ fn work_at_the_gate(tasks: usize, bound: usize) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(bound);
     builder.check(move || {
-        let shared = Arc::new((Gate::default(), AtomicU32::new(0), Context::default()));
+        let shared = Arc::new((Gate::new(Callers::Anywhere), AtomicU32::new(0), Context::default()));
         let run = |shared: &(Gate, AtomicU32, Context), task| {
             let (gate, work, done) = shared;
             work.fetch_add(1, Ordering::Relaxed);
@@ -52,8 +52,7 @@ fn work_at_the_gate(tasks: usize, bound: usize) {
                 // Relaxed: it is the gate that makes it seen.
                 let taken = work.swap(0, Ordering::Relaxed);
                 done.add(taken);
-                drop(entered);
-                if !gate.has_note() {
+                if !entered.leave() {
                     break;
                 }
             }
@@ -90,7 +89,7 @@ fn no_work_of_three_at_the_gate_is_forgotten() {
 #[test]
 fn c2_after_the_gate_was_taken_for_the_end_no_callback_runs() {
     model(|| {
-        let shared = Arc::new((Gate::default(), AtomicBool::new(false), Context::default()));
+        let shared = Arc::new((Gate::new(Callers::Anywhere), AtomicBool::new(false), Context::default()));
         let runner = {
             let shared = shared.clone();
             thread::spawn(move || {

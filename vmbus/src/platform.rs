@@ -68,6 +68,19 @@ pub struct TimedOut;
 #[must_use = "the dispatch section ends only when the token is given back"]
 pub struct DispatchToken(pub usize);
 
+/// Who calls into the crate, as a platform promises it: the less can come between, the less a lock costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Callers {
+    /// Several processors, at the same time.
+    #[default]
+    Anywhere,
+    /// One processor: tasks that take turns, and deferred work that interrupts them. No locked instruction is needed then.
+    OneProcessor,
+    /// One call at a time: whatever calls next does so after the call has returned, or from a callback or a method of the
+    /// platform within it. A kernel that polls in its main loop is like that. No dispatch section is needed then, either.
+    OneAtATime,
+}
+
 /// What runs: a task, or a processor's deferred work. Its meaning is the platform's; equal means the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TaskId(pub usize);
@@ -161,6 +174,19 @@ pub unsafe trait Platform: Sync {
     /// The default is right where one task runs on each processor, and no callback in between.
     fn current_task(&self) -> TaskId {
         TaskId(self.current_processor().0 as usize)
+    }
+
+    /// Tells who calls into the crate. The default promises nothing.
+    ///
+    /// The interrupt entry (`Bus::acknowledge_interrupt`), which only marks, is not part of the promise, nor is the crash path.
+    ///
+    /// # Implementation safety
+    ///
+    /// The answer is always the same, and true, for the rest of the system's life. [`Callers::OneProcessor`]: all code that calls
+    /// into this crate, or drops what it made, runs on one processor, whose index is 0. [`Callers::OneAtATime`]: that, and no
+    /// such call begins while another one is in progress, other than from within.
+    fn callers(&self) -> Callers {
+        Callers::Anywhere
     }
 
     /// Arranges for the operating system to call [`Bus::process`](crate) for `processor` soon, on that processor, in its

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use crate::Platform;
 use crate::memory::{Gpa, PAGE_SIZE};
-use crate::platform::{NotMapped, OutOfPages, PageUse, ProcessorIndex, TaskId};
+use crate::platform::{Callers, NotMapped, OutOfPages, PageUse, ProcessorIndex, TaskId};
 
 /// Guest-physical pages are the kernel's with their numbers scrambled, so that an address taken for a page fails.
 const SCRAMBLE: u64 = 0x5a5;
@@ -16,6 +16,7 @@ const SCRAMBLE: u64 = 0x5a5;
 /// A platform on the heap of the test's process.
 #[derive(Debug, Default)]
 pub(crate) struct TestPlatform {
+    callers: Callers,
     in_use: AtomicUsize,
     refuse: AtomicBool,
     blocks: Mutex<Vec<(usize, usize)>>,
@@ -24,6 +25,14 @@ pub(crate) struct TestPlatform {
 impl TestPlatform {
     pub(crate) fn leak() -> &'static Self {
         Box::leak(Box::default())
+    }
+
+    /// Makes a platform that promises who calls: the test has to keep it.
+    pub(crate) fn leak_promising(callers: Callers) -> &'static Self {
+        Box::leak(Box::new(Self {
+            callers,
+            ..Self::default()
+        }))
     }
 
     pub(crate) fn pages_in_use(&self) -> usize {
@@ -84,6 +93,10 @@ unsafe impl Platform for TestPlatform {
     }
 
     fn schedule_deferred(&self, _: ProcessorIndex) {}
+
+    fn callers(&self) -> Callers {
+        self.callers
+    }
 
     fn current_task(&self) -> TaskId {
         std::thread_local!(static HERE: u8 = const { 0 });

@@ -19,7 +19,7 @@ use std::process::Command;
 /// How much an operation may grow, in percent.
 const TOLERANCE: f64 = 3.0;
 /// What is counted: the ring's rows, as `ring-MAPPING-PAYLOAD-PACKETS`, and KMCL. Per batch, where there is one.
-const OPERATIONS: [&str; 16] = [
+const OPERATIONS: [&str; 18] = [
     "ring-double-8-1",
     "ring-double-64-1",
     "ring-double-64-16",
@@ -35,6 +35,8 @@ const OPERATIONS: [&str; 16] = [
     "ring-split-4096-8",
     "ring-split-16384-4",
     "kmcl-round-trip-64",
+    "kmcl-round-trip-64-one-processor",
+    "kmcl-round-trip-64-anywhere",
     "kmcl-stream-64x16",
 ];
 /// The difference of the two is what counts: what comes before and after falls out.

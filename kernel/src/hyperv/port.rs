@@ -5,7 +5,8 @@ use core::ptr::NonNull;
 
 use vmbus::memory::{Gpa, Pfn};
 use vmbus::platform::{
-    CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut, Wait,
+    Callers, CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut,
+    Wait,
 };
 
 use crate::arch::cpu;
@@ -55,6 +56,11 @@ unsafe impl Platform for Port {
 
     fn current_task(&self) -> TaskId {
         TaskId(usize::try_from(task::current_number()).unwrap_or(usize::MAX))
+    }
+
+    // The other processors are parked: tasks and deferred work share the one that booted.
+    fn callers(&self) -> Callers {
+        Callers::OneProcessor
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {

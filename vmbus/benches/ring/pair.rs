@@ -9,7 +9,7 @@ use std::sync::Arc;
 use vmbus::host::Host;
 use vmbus::kmcl::{Channel, Instance, OutgoingPacket, SendFlags};
 use vmbus::memory::{Gpa, PAGE_SIZE};
-use vmbus::platform::{NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex};
+use vmbus::platform::{Callers, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId};
 use vmbus::protocol::Guid;
 use vmbus::{Deadline, Instant};
 
@@ -18,13 +18,28 @@ const SOON: Deadline = Deadline::seconds(5);
 
 /// Pages from the heap, at their own addresses; one task; work is deferred to whoever calls `process`.
 #[derive(Debug)]
-pub(crate) struct Lean;
+pub(crate) struct Lean(Callers);
+
+/// The platform of which all calls come one at a time, as they do here.
+pub(crate) static LEAN: Lean = Lean(Callers::OneAtATime);
+
+/// The same, with that promise or another one.
+pub(crate) fn lean(callers: Callers) -> &'static Lean {
+    static ANYWHERE: Lean = Lean(Callers::Anywhere);
+    static ONE_PROCESSOR: Lean = Lean(Callers::OneProcessor);
+    match callers {
+        Callers::Anywhere => &ANYWHERE,
+        Callers::OneProcessor => &ONE_PROCESSOR,
+        Callers::OneAtATime => &LEAN,
+    }
+}
 
 fn layout(page_count: usize) -> Layout {
     Layout::from_size_align(page_count * PAGE_SIZE, PAGE_SIZE).expect("a few pages")
 }
 
-// SAFETY: pages are zeroed heap blocks of the caller's alone; nothing but this process reads the addresses.
+// SAFETY: pages are zeroed heap blocks of the caller's alone; nothing but this process reads the addresses. What is promised of
+// the callers is kept by the users of this module: each pair stays on the thread that has made it.
 unsafe impl Platform for Lean {
     fn allocate_pages(&self, page_count: usize, _: PageUse) -> Result<NonNull<u8>, OutOfPages> {
         if page_count == 0 {
@@ -47,7 +62,15 @@ unsafe impl Platform for Lean {
         ProcessorIndex(0)
     }
 
+    fn current_task(&self) -> TaskId {
+        TaskId(0)
+    }
+
     fn schedule_deferred(&self, _: ProcessorIndex) {}
+
+    fn callers(&self) -> Callers {
+        self.0
+    }
 }
 
 /// What an end has seen; `count` are packets at the server, completions at the client.
@@ -59,13 +82,15 @@ pub(crate) struct Seen {
 
 impl Seen {
     fn add(&self, payload: &[u8]) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.one();
         self.sum
             .fetch_add(payload.iter().map(|&byte| u64::from(byte)).sum(), Ordering::Relaxed);
     }
 
+    /// Without a locked instruction: an end's callbacks never run at the same time.
     fn one(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.count
+            .store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     pub(crate) fn take(&self) -> (u64, u64) {
@@ -96,12 +121,12 @@ pub(crate) enum Look {
 }
 
 impl Pair {
-    pub(crate) fn new(look: Look) -> Self {
+    pub(crate) fn on(platform: &'static Lean, look: Look) -> Self {
         let start = std::time::Instant::now();
         let clock = move || {
             Instant::from_reference_units(1 + 10 * u64::try_from(start.elapsed().as_micros()).unwrap_or(1 << 50))
         };
-        let host = Host::new(&Lean, clock).expect("memory");
+        let host = Host::new(platform, clock).expect("memory");
         let server = Channel::allocate_server_with(&host, End::default())
             .expect("memory")
             .init_set_target(CLASS, Instance::Only(CLASS))
@@ -167,8 +192,8 @@ impl Pair {
     }
 
     /// Checks that what arrives, there and back, is what was sent.
-    pub(crate) fn verify(payload: &[u8]) {
-        let pair = Self::new(Look::Verify);
+    pub(crate) fn verify(platform: &'static Lean, payload: &[u8]) {
+        let pair = Self::on(platform, Look::Verify);
         let sum: u64 = payload.iter().map(|&byte| u64::from(byte)).sum();
         for _ in 0..10_000 {
             pair.ask(payload, |channel, packet, outcome| {

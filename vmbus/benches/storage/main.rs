@@ -34,7 +34,7 @@ use vmbus::host::storage::{
 use vmbus::memory::DmaBuffer;
 use vmbus::{Deadline, Instant};
 
-use pair::{Lean, Look, Pair};
+use pair::{LEAN, Look, Pair};
 
 const SOON: Deadline = Deadline::seconds(5);
 const DISK: usize = 64 << 20;
@@ -78,7 +78,7 @@ impl Ground {
         let clock = move || {
             Instant::from_reference_units(1 + u64::try_from(start.elapsed().as_nanos() / 100).unwrap_or(1 << 50))
         };
-        let host = Host::new(&Lean, clock).expect("memory");
+        let host = Host::new(&LEAN, clock).expect("memory");
         let config = Config {
             queue_depth: 128,
             ..Config::default()
@@ -97,7 +97,7 @@ impl Ground {
     }
 
     fn memory() -> Self {
-        let memory = MemoryDisk::new(&Lean, DISK as u64, WriteCache::None).expect("memory");
+        let memory = MemoryDisk::new(&LEAN, DISK as u64, WriteCache::None).expect("memory");
         let block: Vec<u8> = (0..MIB).map(|index| (index % 251) as u8).collect();
         for at in (0..DISK).step_by(MIB) {
             memory.write_at(at as u64, &block).expect("memory");
@@ -144,7 +144,7 @@ fn time(count: usize, mut run: impl FnMut()) -> f64 {
 }
 
 fn buffer(len: usize) -> DmaBuffer {
-    DmaBuffer::allocate(&Lean, len).expect("memory")
+    DmaBuffer::allocate(&LEAN, len).expect("memory")
 }
 
 /// Copies as the controller has to, at the least.
@@ -157,7 +157,7 @@ fn copy(from: &[u8], to: &mut [u8]) {
 
 fn request() {
     let ground = Ground::new(Nothing);
-    let pair = Pair::new(Look::Pass);
+    let pair = Pair::on(&LEAN, Look::Pass);
     let payload = [0x5a; 64];
     let mut lent = Some(buffer(512));
     let (mut read, mut flush, mut trip) = (f64::MAX, f64::MAX, f64::MAX);

@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::{Host, Status};
 use crate::Platform;
@@ -11,9 +11,8 @@ use crate::fallible::{Shared, TryPush};
 use crate::kmcl::transport::{ServerSink, Sink, UserDefined};
 use crate::kmcl::{Error, GpadlAccess};
 use crate::memory::Mdl;
-use crate::platform::ProcessorIndex;
 use crate::protocol::{ChannelId, GpadlId, Guid};
-use crate::sync::Lock;
+use crate::sync::{Lock, Word};
 
 /// Memory that the client shares.
 struct SharedMemory {
@@ -21,6 +20,13 @@ struct SharedMemory {
     mdl: Mdl,
     access: GpadlAccess,
     is_mapped: bool,
+}
+
+/// One of an offer's two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Server,
+    Client,
 }
 
 /// One offer.
@@ -37,8 +43,10 @@ pub(crate) struct Entry {
     server: Lock<Option<Shared<Box<dyn ServerSink>>>>,
     client: Lock<Option<Shared<Box<dyn Sink>>>>,
     rings: Lock<Option<super::rings::Block>>,
-    server_signalled: AtomicBool,
-    client_signalled: AtomicBool,
+    /// Which ends are signalled, 1 or 0, by [`End`].
+    signalled: [Word; 2],
+    /// Changes whenever another server or client is to be told of signals.
+    version: AtomicU32,
     memory: Lock<Vec<SharedMemory>>,
 }
 
@@ -59,12 +67,12 @@ impl Entry {
             user_defined,
             is_taken: AtomicBool::new(false),
             is_server_open: AtomicBool::new(false),
-            server: Lock::new(Some(server)),
-            client: Lock::new(None),
-            rings: Lock::new(None),
-            server_signalled: AtomicBool::new(false),
-            client_signalled: AtomicBool::new(false),
-            memory: Lock::new(Vec::new()),
+            server: Lock::new_on(platform, Some(server)),
+            client: Lock::new_on(platform, None),
+            rings: Lock::new_on(platform, None),
+            signalled: [(); 2].map(|()| Word::new(platform.callers(), 0)),
+            version: AtomicU32::new(0),
+            memory: Lock::new_on(platform, Vec::new()),
         }
     }
 
@@ -125,7 +133,9 @@ impl Entry {
     }
 
     pub(super) fn set_server(&self, server: Shared<Box<dyn ServerSink>>) {
-        *self.server.lock(self.platform) = Some(server);
+        let old = self.server.lock(self.platform).replace(server);
+        self.version.fetch_add(1, Ordering::Release);
+        drop(old);
     }
 
     pub(super) fn set_client(&self, client: Option<Shared<Box<dyn Sink>>>) {
@@ -133,6 +143,7 @@ impl Entry {
             self.set_rings(None);
         }
         let old = core::mem::replace(&mut *self.client.lock(self.platform), client);
+        self.version.fetch_add(1, Ordering::Release);
         // The other end's code may run in its drop: not under the lock.
         drop(old);
     }
@@ -140,6 +151,7 @@ impl Entry {
     /// The server is gone for good.
     pub(super) fn drop_server(&self) {
         let old = self.server.lock(self.platform).take();
+        self.version.fetch_add(1, Ordering::Release);
         drop(old);
     }
 
@@ -151,46 +163,33 @@ impl Entry {
         self.is_server_open.store(is_open, Ordering::Release);
     }
 
-    pub(super) fn signal_server(&self) {
-        self.server_signalled.store(true, Ordering::Release);
-        self.platform.schedule_deferred(ProcessorIndex(0));
-    }
-
-    pub(super) fn signal_client(&self) {
-        self.client_signalled.store(true, Ordering::Release);
-        self.platform.schedule_deferred(ProcessorIndex(0));
-    }
-
-    /// A hint, without a locked instruction: all entries are looked at while others wait.
-    pub(super) fn is_server_signalled(&self) -> bool {
-        self.server_signalled.load(Ordering::Relaxed)
-    }
-
-    /// The same of the client.
-    pub(super) fn is_client_signalled(&self) -> bool {
-        self.client_signalled.load(Ordering::Relaxed)
-    }
-
-    /// Runs the server's callbacks if it was signalled.
-    pub(super) fn run_server(&self) -> bool {
-        if !self.server_signalled.swap(false, Ordering::AcqRel) {
-            return false;
+    const fn signalled(&self, end: End) -> &Word {
+        let [server, client] = &self.signalled;
+        match end {
+            End::Server => server,
+            End::Client => client,
         }
-        if let Some(server) = self.server() {
-            server.signalled();
-        }
-        true
     }
 
-    /// Runs the client's callbacks if it was signalled.
-    pub(super) fn run_client(&self) -> bool {
-        if !self.client_signalled.swap(false, Ordering::AcqRel) {
-            return false;
-        }
-        if let Some(client) = self.client() {
-            client.signalled();
-        }
-        true
+    /// Marks an end as signalled.
+    pub(super) fn mark(&self, end: End) {
+        self.signalled(end).store(1);
+    }
+
+    pub(super) fn is_marked(&self, end: End) -> bool {
+        self.signalled(end).load() == 1
+    }
+
+    /// Takes the mark of an end that is to be run. All entries are looked at while others wait: nothing is changed where there
+    /// is none.
+    pub(super) fn take_mark(&self, end: End) -> bool {
+        // One step: what the signaller wrote before it set the mark is visible.
+        self.is_marked(end) && self.signalled(end).compare_exchange(1, 0).is_ok()
+    }
+
+    /// Changes with the ends that [`server`](Self::server) and [`client`](Self::client) return.
+    pub(super) fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
     }
 
     pub(super) fn share(&self, host: &Host, mdl: Mdl, access: GpadlAccess) -> Result<GpadlId, Error> {

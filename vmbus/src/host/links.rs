@@ -1,6 +1,6 @@
 //! The two ends' ways to each other: transports of open channels.
 
-use super::entry::Entry;
+use super::entry::{End, Entry};
 use super::{Host, wait};
 use crate::Deadline;
 use crate::fallible::Shared;
@@ -17,11 +17,11 @@ pub(super) struct ClientTransport {
 
 impl Transport for ClientTransport {
     fn signal(&self) {
-        self.entry.signal_server();
+        self.host.signal(&self.entry, End::Server);
     }
 
     fn schedule(&self) {
-        self.entry.signal_client();
+        self.host.signal(&self.entry, End::Client);
     }
 
     fn create_gpadl(&self, mdl: &Mdl, access: GpadlAccess, _: Deadline) -> Result<GpadlId, Error> {
@@ -68,7 +68,7 @@ impl Transport for ClientTransport {
             || !self.entry.is_server_open(),
         );
         self.entry.withdraw_all();
-        self.entry.set_client(None);
+        self.host.set_client(&self.entry, None);
         self.entry.give_back();
         if closed { Ok(()) } else { Err(Error::TimedOut) }
     }
@@ -76,16 +76,17 @@ impl Transport for ClientTransport {
 
 /// A server's way to its client.
 pub(super) struct ServerTransport {
+    pub(super) host: Host,
     pub(super) entry: Shared<Entry>,
 }
 
 impl Transport for ServerTransport {
     fn signal(&self) {
-        self.entry.signal_client();
+        self.host.signal(&self.entry, End::Client);
     }
 
     fn schedule(&self) {
-        self.entry.signal_server();
+        self.host.signal(&self.entry, End::Server);
     }
 
     fn create_gpadl(&self, _: &Mdl, _: GpadlAccess, _: Deadline) -> Result<GpadlId, Error> {

@@ -12,6 +12,7 @@
 
 mod entry;
 mod links;
+mod list;
 mod provider;
 mod rings;
 mod server;
@@ -24,26 +25,39 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use self::entry::Entry;
+use self::entry::{End, Entry};
+use self::list::Listed;
 pub(crate) use self::provider::Taken;
 use crate::bus::{LOCAL_CHANNEL_IDS, Offer, OfferEvents};
-use crate::fallible::{OutOfMemory, Shared, TryPush, try_box};
+use crate::fallible::{OutOfMemory, Shared, try_box};
 use crate::kmcl::settings::Name;
 use crate::kmcl::transport::{OfferSource, ProviderHandle, sealed};
 use crate::kmcl::{Counters, Error, Side};
 use crate::platform::{ProcessorIndex, Wait};
 use crate::protocol::ChannelId;
-use crate::sync::Lock;
+use crate::sync::{Lock, Word};
 use crate::{Instant, Platform};
 
 pub(crate) struct Inner {
     pub(crate) platform: &'static dyn Platform,
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
-    entries: Lock<Vec<Shared<Entry>>>,
+    entries: Lock<Vec<Listed>>,
+    /// Whether ends of this kind are signalled, 1 or 0: only then the list is looked at.
+    pending: [Word; 2],
     next_channel: AtomicU32,
     next_gpadl: AtomicU32,
     generation: AtomicU64,
     events: Lock<Option<&'static dyn OfferEvents>>,
+}
+
+impl Inner {
+    const fn pending(&self, end: End) -> &Word {
+        let [server, client] = &self.pending;
+        match end {
+            End::Server => server,
+            End::Client => client,
+        }
+    }
 }
 
 /// A host inside this kernel. Clones are handles of the same one.
@@ -76,11 +90,12 @@ impl Host {
             inner: Shared::try_new(Inner {
                 platform,
                 clock,
-                entries: Lock::new(Vec::new()),
+                entries: Lock::new_on(platform, Vec::new()),
+                pending: [(); 2].map(|()| Word::new(platform.callers(), 0)),
                 next_channel: AtomicU32::new(LOCAL_CHANNEL_IDS),
                 next_gpadl: AtomicU32::new(1),
                 generation: AtomicU64::new(0),
-                events: Lock::new(None),
+                events: Lock::new_on(platform, None),
             })?,
         })
     }
@@ -173,35 +188,12 @@ impl Host {
         }
     }
 
-    fn entry(&self, index: usize) -> Option<Shared<Entry>> {
-        self.inner.entries.lock(self.inner.platform).get(index).cloned()
-    }
-
-    /// Returns the first entry from `index` on that `wanted` accepts, and the index behind it.
-    fn next_entry(&self, index: usize, wanted: impl Fn(&Entry) -> bool) -> Option<(usize, Shared<Entry>)> {
-        let entries = self.inner.entries.lock(self.inner.platform);
-        let found = (index..).zip(entries.get(index..)?).find(|(_, entry)| wanted(entry));
-        found.map(|(at, entry)| (at.saturating_add(1), entry.clone()))
-    }
-
-    /// Runs the server ends that were signalled.
-    pub(crate) fn run_servers(&self) -> bool {
-        let (mut index, mut any) = (0, false);
-        while let Some((next, entry)) = self.next_entry(index, Entry::is_server_signalled) {
-            any |= entry.run_server();
-            index = next;
-        }
-        any
-    }
-
-    /// Runs the client ends that were signalled.
-    pub(crate) fn run_clients(&self) -> bool {
-        let (mut index, mut any) = (0, false);
-        while let Some((next, entry)) = self.next_entry(index, Entry::is_client_signalled) {
-            any |= entry.run_client();
-            index = next;
-        }
-        any
+    /// Marks an end, whose callbacks run in the next `process`.
+    fn signal(&self, entry: &Entry, end: End) {
+        entry.mark(end);
+        // Behind it: who takes this one finds that one.
+        self.inner.pending(end).store(1);
+        self.schedule();
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -214,30 +206,6 @@ impl Host {
 
     pub(crate) fn new_gpadl_id(&self) -> u32 {
         self.inner.next_gpadl.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub(crate) fn publish(&self, entry: Shared<Entry>) -> Result<(), OutOfMemory> {
-        self.inner.entries.lock(self.inner.platform).try_push(entry)?;
-        self.changed();
-        Ok(())
-    }
-
-    pub(crate) fn withdraw(&self, entry: &Shared<Entry>) {
-        self.inner
-            .entries
-            .lock(self.inner.platform)
-            .retain(|other| !Shared::is_same(other, entry));
-        self.changed();
-    }
-
-    /// Returns the first offer that `wanted` accepts.
-    pub(crate) fn find(&self, mut wanted: impl FnMut(&Entry) -> bool) -> Option<Shared<Entry>> {
-        self.inner
-            .entries
-            .lock(self.inner.platform)
-            .iter()
-            .find(|entry| wanted(entry))
-            .cloned()
     }
 
     /// Has `process` called soon.

@@ -45,7 +45,7 @@ impl HostProvider {
     fn inherit(&self, entry: Shared<Entry>, sink: Box<dyn ServerSink>) -> Result<(), Error> {
         let host = &self.host;
         let sink = Shared::try_new(sink)?;
-        entry.set_server(sink.clone());
+        host.set_server(&entry, sink.clone());
         *self.entry.lock(host.inner.platform) = Some(entry.clone());
         let opened = match entry.rings() {
             Some(block) if entry.is_server_open() => self.reopen(&entry, &block, &sink),
@@ -63,7 +63,10 @@ impl HostProvider {
         block: &rings::Block,
         sink: &Shared<Box<dyn ServerSink>>,
     ) -> Result<(), Error> {
-        let to_client: Box<dyn Transport> = try_box(ServerTransport { entry: entry.clone() })?;
+        let to_client: Box<dyn Transport> = try_box(ServerTransport {
+            host: self.host.clone(),
+            entry: entry.clone(),
+        })?;
         let opened = Opened {
             rings: block.attach_server()?,
             transport: Shared::try_new(to_client)?,
@@ -149,7 +152,7 @@ impl Provider for HostProvider {
     fn hand_over(&self) {
         let entry = self.entry.lock(self.host.inner.platform).take();
         if let Some(entry) = entry {
-            entry.drop_server();
+            self.host.drop_server(&entry);
         }
     }
 
@@ -162,18 +165,21 @@ impl Provider for HostProvider {
             if let Some(client) = entry.client() {
                 client.gone(Gone::Rescinded);
             }
-            entry.drop_server();
+            self.host.drop_server(&entry);
         }
     }
 }
 
 /// An offer that was taken for a client, to be [opened](Host::open); given back when dropped before that.
-pub(crate) struct Taken(Option<Shared<Entry>>);
+pub(crate) struct Taken {
+    host: Host,
+    entry: Option<Shared<Entry>>,
+}
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(entry) = self.0.take() {
-            entry.set_client(None);
+        if let Some(entry) = self.entry.take() {
+            self.host.set_client(&entry, None);
             entry.set_server_open(false);
             entry.give_back();
         }
@@ -199,7 +205,11 @@ impl Host {
     /// Takes an offer that is wanted and free.
     pub(crate) fn take(&self, target: &Target) -> Option<Taken> {
         let entry = self.find(|entry| Self::is_wanted(entry, target) && entry.is_free())?;
-        entry.take().then_some(Taken(Some(entry)))
+        // Made only for an entry that was taken: its drop gives it back.
+        entry.take().then(|| Taken {
+            host: self.clone(),
+            entry: Some(entry),
+        })
     }
 
     /// Opens an offer that was taken.
@@ -210,10 +220,10 @@ impl Host {
         sink: Shared<Box<dyn Sink>>,
         until: Option<Instant>,
     ) -> Result<Opened, Error> {
-        let entry = taken.0.as_ref().ok_or(Error::NoSuchOffer)?;
+        let entry = taken.entry.as_ref().ok_or(Error::NoSuchOffer)?;
         let opened = self.open_taken(entry, request, sink, until)?;
         // The client's from here on, until it closes.
-        taken.0 = None;
+        taken.entry = None;
         Ok(opened)
     }
 
@@ -227,9 +237,12 @@ impl Host {
         let host = self;
         let (block, client, server) =
             rings::allocate(host.inner.platform, request.outgoing_pages, request.incoming_pages)?;
-        entry.set_client(Some(sink));
+        host.set_client(entry, Some(sink));
         entry.set_rings(Some(block));
-        let to_client: Box<dyn Transport> = try_box(ServerTransport { entry: entry.clone() })?;
+        let to_client: Box<dyn Transport> = try_box(ServerTransport {
+            host: host.clone(),
+            entry: entry.clone(),
+        })?;
         let to_server: Box<dyn Transport> = try_box(ClientTransport {
             host: host.clone(),
             entry: entry.clone(),

@@ -6,6 +6,7 @@ use crate::fallible::Shared;
 use crate::kmcl::Error;
 use crate::kmcl::transport::{RingPages, Rings};
 use crate::memory::{PAGE_SIZE, SharedPages};
+use crate::platform::Callers;
 use crate::ring::{Consumer, Producer, SharedRing};
 
 /// Makes a ring of the `1 + data_pages` pages from `first` on.
@@ -24,7 +25,11 @@ fn ring(pages: &Shared<SharedPages>, first: usize, data_pages: usize) -> Result<
     let data = unsafe { control.add(PAGE_SIZE) };
     // SAFETY: 1. the pages lie inside the block, which the keeper keeps; 2. the block is made below for these rings, and
     // nothing else reaches it.
-    unsafe { SharedRing::new(control, data, size, pages.clone()) }.map_err(|_| Error::Bus)
+    let ring = unsafe { SharedRing::new(control, data, size, pages.clone()) }.map_err(|_| Error::Bus)?;
+    Ok(match pages.platform().callers() {
+        Callers::Anywhere => ring,
+        Callers::OneProcessor | Callers::OneAtATime => ring.with_peer_on_this_processor(),
+    })
 }
 
 /// The pages of a channel's two rings.

@@ -11,6 +11,7 @@ mod lifecycle;
 mod order;
 mod packets;
 mod ppc;
+mod promises;
 mod saving;
 mod ssr;
 mod support;

@@ -9,7 +9,7 @@ use super::outgoing::IfFull;
 use super::packet::Body;
 use super::settings::MAX_RANGES;
 use super::{Context, Counters, DisabledChannel, Error, Gone, Level, OutgoingPacket, Refused, Side};
-use crate::fallible::Shared;
+use crate::fallible::{Handle, Shared};
 use crate::memory::DmaBuffer;
 use crate::protocol::packet::{PacketFlags, PacketType, TransferPageRange};
 use crate::protocol::{ChannelId, Guid};
@@ -41,7 +41,7 @@ use crate::{Deadline, Instant, Platform};
 /// # }
 /// ```
 pub struct Channel<C: Context = ()> {
-    core: Shared<Core<C>>,
+    core: Handle<Core<C>>,
     /// Whether this handle keeps the channel open.
     counted: bool,
 }
@@ -51,7 +51,7 @@ impl<C: Context> Channel<C> {
     pub(crate) fn owner(core: &Shared<Core<C>>) -> Self {
         core.users.fetch_add(1, Ordering::Relaxed);
         Self {
-            core: core.clone(),
+            core: Handle::owner(core.clone()),
             counted: true,
         }
     }
@@ -59,21 +59,26 @@ impl<C: Context> Channel<C> {
     /// Makes a handle that does not keep the channel open, for callbacks and packets.
     pub(crate) fn borrowed(core: &Shared<Core<C>>) -> Self {
         Self {
-            core: core.clone(),
+            core: Handle::owner(core.clone()),
             counted: false,
         }
     }
 
     pub(crate) fn uncounted(&self) -> Self {
-        Self::borrowed(&self.core)
+        Self::borrowed(self.shared())
+    }
+
+    pub(crate) const fn lent(core: Handle<Core<C>>) -> Self {
+        Self { core, counted: false }
     }
 
     pub(crate) const fn shared(&self) -> &Shared<Core<C>> {
-        &self.core
+        self.core.shared()
     }
 
+    #[inline]
     pub(crate) fn core(&self) -> &Core<C> {
-        &self.core
+        self.core.shared()
     }
 
     /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
@@ -90,7 +95,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn context(&self) -> &C {
-        &self.core.context
+        &self.core().context
     }
 
     /// Returns the name that the driver gave the channel.
@@ -104,7 +109,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn friendly_name(&self) -> &str {
-        self.core.settings.name.as_str()
+        self.core().settings.name.as_str()
     }
 
     /// Returns which end of the channel this is.
@@ -118,7 +123,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn side(&self) -> Side {
-        self.core.side
+        self.core().side
     }
 
     /// Returns true if packets are sent and delivered.
@@ -134,7 +139,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.core.phase() == Phase::Running && self.core.gone().is_none()
+        self.core().phase() == Phase::Running && self.core().gone().is_none()
     }
 
     /// Returns the instance id of the offer (`VmbChannelGetInterfaceInstance`).
@@ -150,7 +155,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn interface_instance(&self) -> Guid {
-        self.core.offer.lock(self.core.platform).instance
+        self.core().offer.lock(self.core().platform).instance
     }
 
     /// Returns the number of the channel.
@@ -164,7 +169,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn id(&self) -> ChannelId {
-        self.core.offer.lock(self.core.platform).channel
+        self.core().offer.lock(self.core().platform).channel
     }
 
     /// Returns how many MiB of MMIO space the offer asks the guest to set aside (`VmbChannelGetMmioSpace`, which returns the
@@ -180,7 +185,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn mmio_megabytes(&self) -> u16 {
-        self.core.offer.lock(self.core.platform).mmio_megabytes
+        self.core().offer.lock(self.core().platform).mmio_megabytes
     }
 
     /// Returns the bytes of the offer that its device defines.
@@ -195,7 +200,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn offer_user_defined(&self) -> [u8; 120] {
-        self.core.offer.lock(self.core.platform).user_defined.0
+        self.core().offer.lock(self.core().platform).user_defined.0
     }
 
     /// Returns the platform that the channel stands on: a driver gets memory to lend from it.
@@ -209,7 +214,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn platform(&self) -> &'static dyn Platform {
-        self.core.platform
+        self.core().platform
     }
 
     /// Returns the time on the clock that the channel's deadlines are meant on.
@@ -222,7 +227,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn now(&self) -> Instant {
-        self.core.now()
+        self.core().now()
     }
 
     /// Returns why there is no channel any more; `None` while there is one.
@@ -237,7 +242,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn gone(&self) -> Option<Gone> {
-        self.core.gone()
+        self.core().gone()
     }
 
     /// Waits until `ready` returns something, as the calls that wait do: between two looks, completions on this channel go to
@@ -263,10 +268,10 @@ impl<C: Context> Channel<C> {
     /// [`Error::TimedOut`]; [`Error::WouldDeadlock`] from the channel's own callback, unless the deadline is
     /// [`Deadline::IMMEDIATE`].
     pub fn wait_until<T>(&self, deadline: Deadline, mut ready: impl FnMut() -> Option<T>) -> Result<T, Error> {
-        if deadline != Deadline::IMMEDIATE && self.core.inside() == Some(Inside::Callback) {
+        if deadline != Deadline::IMMEDIATE && self.core().inside() == Some(Inside::Callback) {
             return Err(Error::WouldDeadlock);
         }
-        self.core.wait(self.core.until(deadline), |_| ready())
+        self.core().wait(self.core().until(deadline), |_| ready())
     }
 
     /// Returns the bytes of memory that the channel reserved when it was enabled, without the rings.
@@ -281,7 +286,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn reserved_bytes(&self) -> usize {
-        self.core.reserved_bytes
+        self.core().reserved_bytes
     }
 
     /// Returns what the channel has done so far.
@@ -299,7 +304,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.core.counters.snapshot()
+        self.core().counters.snapshot()
     }
 
     /// Sends a packet that nobody has to answer, with everything in the ring. Waits in line if the ring is full.
@@ -316,7 +321,7 @@ impl<C: Context> Channel<C> {
     ///
     /// Nothing was sent: [`Error::PacketTooLarge`], [`Error::TooManyPackets`], [`Error::Gone`].
     pub fn send(&self, payload: &[u8]) -> Result<(), Error> {
-        self.core.send_plain(payload, IfFull::Queue)
+        self.core().send_plain(payload, IfFull::Queue)
     }
 
     /// Sends a packet that names ranges, each with offset and length, of the buffer `set_id` that both ends know (transfer
@@ -336,7 +341,7 @@ impl<C: Context> Channel<C> {
     /// Nothing was sent: [`Error::RingFull`], [`Error::PacketTooLarge`], [`Error::Gone`], [`Error::InvalidExternalData`] for
     /// more than 32 ranges.
     pub fn send_transfer_pages(&self, set_id: u16, ranges: &[(u32, u32)], payload: &[u8]) -> Result<(), Error> {
-        let core = &*self.core;
+        let core = self.core();
         core.may_send(payload.len())?;
         let mut list = [TransferPageRange {
             byte_count: 0.into(),
@@ -368,7 +373,7 @@ impl<C: Context> Channel<C> {
     /// Sends a completion that no incoming packet stands behind, if the ring has room: for a server that plays a broken one.
     #[cfg(feature = "host")]
     pub(crate) fn send_stray_completion(&self, transaction_id: u64, payload: &[u8]) -> Result<bool, Error> {
-        let core = &*self.core;
+        let core = self.core();
         let header = Header::completion(transaction_id);
         core.outgoing
             .lock(core.platform)
@@ -379,7 +384,7 @@ impl<C: Context> Channel<C> {
     #[cfg(test)]
     #[cfg(feature = "host")]
     pub(crate) fn send_raw_for_tests(&self, header: Header, pieces: &[&[u8]], external: ExternalToSend<'_>) -> bool {
-        let core = &*self.core;
+        let core = self.core();
         core.outgoing
             .lock(core.platform)
             .try_send_raw(header, pieces, external, &core.counters)
@@ -401,7 +406,7 @@ impl<C: Context> Channel<C> {
     ///
     /// [`Error::TooManyPackets`] if all are in use.
     pub fn packet_allocate(&self) -> Result<OutgoingPacket<C>, Error> {
-        Ok(OutgoingPacket::new(self.core.take_packet()?, self.uncounted()))
+        Ok(OutgoingPacket::new(self.core().take_packet()?, self))
     }
 
     /// Returns how many bytes a packet object takes (`VmbChannelSizeofPacket`).
@@ -416,7 +421,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn sizeof_packet(&self) -> usize {
-        Body::<C>::size(&self.core.settings)
+        Body::<C>::size(&self.core().settings)
     }
 
     /// Makes a packet object that is not of the channel's pool (`VmbPacketInitialize`): its memory is the caller's, that is,
@@ -439,8 +444,8 @@ impl<C: Context> Channel<C> {
     ///
     /// [`Error::OutOfMemory`].
     pub fn packet_initialize(&self) -> Result<OutgoingPacket<C>, Error> {
-        let body = Body::new(&self.core.settings, false)?;
-        Ok(OutgoingPacket::new(body, self.uncounted()))
+        let body = Body::new(&self.core().settings, false)?;
+        Ok(OutgoingPacket::new(body, self))
     }
 
     /// Takes a buffer of `len` bytes from those that were reserved (`VmbChannelAllocateBounceBuffer`), to copy through it what
@@ -461,7 +466,7 @@ impl<C: Context> Channel<C> {
     ///
     /// [`Error::TooManyPackets`] if all are in use; [`Error::InvalidExternalData`] if it is longer than they are.
     pub fn allocate_bounce_buffer(&self, len: usize) -> Result<DmaBuffer, Error> {
-        let core = &*self.core;
+        let core = self.core();
         let invalid = Error::InvalidExternalData { len, ranges: 1 };
         if len > core.settings.bounce_buffer_size {
             return Err(invalid);
@@ -492,7 +497,7 @@ impl<C: Context> Channel<C> {
     /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: delivery has stopped, but packets are
     /// still held, so call again; [`Error::Gone`].
     pub fn pause(&self, deadline: Deadline) -> Result<(), Error> {
-        Core::pause(&self.core, self.core.until(deadline))
+        Core::pause(self.shared(), self.core().until(deadline))
     }
 
     /// Delivers packets again (`VmbChannelStart`): calls the started and post-started callbacks. Nothing happens if the channel
@@ -512,7 +517,7 @@ impl<C: Context> Channel<C> {
     /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::WrongState`] if it is still being paused;
     /// [`Error::TimedOut`] if another callback did not end in time; [`Error::Gone`].
     pub fn start(&self, deadline: Deadline) -> Result<(), Error> {
-        Core::start(&self.core, self.core.until(deadline))
+        Core::start(self.shared(), self.core().until(deadline))
     }
 
     /// Closes the channel, or takes the offer back (`VmbChannelDisable`): delivery stops, packets that the driver holds are
@@ -534,8 +539,8 @@ impl<C: Context> Channel<C> {
     /// The handle comes back: [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: the channel ends,
     /// but the driver still holds packets, so call again.
     pub fn disable(self, deadline: Deadline) -> Result<DisabledChannel<C>, Refused<Self>> {
-        match Core::disable(&self.core, self.core.until(deadline)) {
-            Ok(()) => match DisabledChannel::again(&self.core) {
+        match Core::disable(self.shared(), self.core().until(deadline)) {
+            Ok(()) => match DisabledChannel::again(self.shared()) {
                 Ok(disabled) => Ok(disabled),
                 Err(error) => Err(Refused { error, given: self }),
             },
@@ -554,8 +559,8 @@ impl<C: Context> Channel<C> {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn set_incoming_processing_at_passive(&self, level: Level) {
-        self.core.at_passive.store(level == Level::Passive, Ordering::Relaxed);
-        self.core.schedule();
+        self.core().at_passive.store(level == Level::Passive, Ordering::Relaxed);
+        self.core().schedule();
     }
 
     /// Delivers what there is to deliver, at [`Level::Passive`]: from a task that may block, never from an interrupt.
@@ -578,7 +583,7 @@ impl<C: Context> Channel<C> {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn process_at_passive(&self) {
-        self.core.passive_pending.store(false, Ordering::Relaxed);
+        self.core().passive_pending.store(false, Ordering::Relaxed);
         Core::process(self, Level::Passive);
     }
 
@@ -593,7 +598,7 @@ impl<C: Context> Channel<C> {
     /// ```
     #[must_use]
     pub fn needs_passive(&self) -> bool {
-        self.core.passive_pending.load(Ordering::Relaxed)
+        self.core().passive_pending.load(Ordering::Relaxed)
     }
 
     /// Delivers what there is to deliver now, for those who poll.
@@ -632,32 +637,46 @@ impl<C: Context> Channel<C> {
             return Err(Error::InvalidQuota);
         }
         let more = {
-            let incoming = self.core.incoming.lock(self.core.platform);
+            let incoming = self.core().incoming.lock(self.core().platform);
             quota.saturating_sub(incoming.slots())
         };
-        let fresh = super::receive::new_slots(&self.core.settings, more)?;
-        self.core.outgoing.lock(self.core.platform).reserve_completions(quota)?;
-        self.core
+        let fresh = super::receive::new_slots(&self.core().settings, more)?;
+        self.core()
+            .outgoing
+            .lock(self.core().platform)
+            .reserve_completions(quota)?;
+        self.core()
             .incoming
-            .lock(self.core.platform)
-            .set_quota(&self.core.settings, quota, fresh)?;
+            .lock(self.core().platform)
+            .set_quota(&self.core().settings, quota, fresh)?;
         Ok(())
     }
 }
 
 impl<C: Context> Clone for Channel<C> {
     fn clone(&self) -> Self {
-        Self::owner(&self.core)
+        Self::owner(self.shared())
     }
 }
 
 impl<C: Context> Drop for Channel<C> {
+    #[inline]
     fn drop(&mut self) {
-        if !self.counted || self.core.users.fetch_sub(1, Ordering::AcqRel) != 1 || self.core.phase() == Phase::Ended {
+        if self.counted {
+            self.user_is_gone();
+        }
+    }
+}
+
+impl<C: Context> Channel<C> {
+    #[cold]
+    #[inline(never)]
+    fn user_is_gone(&self) {
+        if self.core().users.fetch_sub(1, Ordering::AcqRel) != 1 || self.core().phase() == Phase::Ended {
             return;
         }
-        let until = self.core.until(DROP_DEADLINE);
-        if let Err(error) = Core::disable(&self.core, until) {
+        let until = self.core().until(DROP_DEADLINE);
+        if let Err(error) = Core::disable(self.shared(), until) {
             log::warn!(target: "vmbus::kmcl", "{}: dropped, and not closed: {error}", self.friendly_name());
         }
     }
@@ -668,6 +687,6 @@ const DROP_DEADLINE: Deadline = Deadline::seconds(2);
 
 impl<C: Context> fmt::Debug for Channel<C> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.core.fmt(formatter)
+        self.core().fmt(formatter)
     }
 }

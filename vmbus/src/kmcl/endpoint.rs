@@ -7,15 +7,15 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use super::counters::{LiveCounters, add};
 use super::external::Lent;
 use super::gate::{Gate, Inside};
-use super::outgoing::{GoneOut, IfFull, Outgoing, push_reserved};
+use super::outgoing::{IfFull, Outgoing, push_reserved};
 use super::packet::{Body, PacketMemory, Waiter};
-use super::receive::{Incoming, IncomingBody, Ready, Slot};
+use super::receive::{Incoming, IncomingBody, Ready};
 use super::settings::{Callbacks, Settings, gone_from};
 use super::transport::{OfferFacts, Provider};
 use super::{Context, Error, Gone, SendFlags, Side};
 use crate::fallible::{Shared, try_vec_with_capacity};
 use crate::memory::{DmaBuffer, Mdl};
-use crate::platform::Wait;
+use crate::platform::{Callers, Wait};
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
 
@@ -71,6 +71,8 @@ pub(crate) struct Core<C: Context> {
     pub(crate) counters: LiveCounters,
     pub(crate) at_passive: AtomicBool,
     pub(crate) passive_pending: AtomicBool,
+    /// A callback has put a packet back: its batch looks again. Used in the gate alone.
+    pub(crate) stirred: AtomicBool,
     /// Handles in the hands of the driver.
     pub(crate) users: AtomicUsize,
     phase: AtomicU8,
@@ -106,20 +108,21 @@ impl<C: Context> Core<C> {
         for _ in 0..settings.bounce_buffers {
             push_reserved(&mut bounce, DmaBuffer::allocate(platform, settings.bounce_buffer_size)?);
         }
-        Ok(Shared::try_new(Self {
+        let core = Shared::try_new(Self {
             side,
             provider,
             platform,
             settings,
             callbacks,
             context,
-            gate: Gate::default(),
-            outgoing: Lock::new(outgoing),
-            incoming: Lock::new(Incoming::new(&settings)?),
-            offer: Lock::new(OfferFacts::default()),
+            gate: Gate::new(platform.callers()),
+            outgoing: Lock::new_on(platform, outgoing),
+            incoming: Lock::new_on(platform, Incoming::new(&settings)?),
+            offer: Lock::new_on(platform, OfferFacts::default()),
             counters: LiveCounters::default(),
             at_passive: AtomicBool::new(settings.at_passive),
             passive_pending: AtomicBool::new(false),
+            stirred: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             phase: AtomicU8::new(Phase::Closed as u8),
             ending: AtomicU8::new(0),
@@ -127,10 +130,33 @@ impl<C: Context> Core<C> {
             #[cfg(feature = "host")]
             saving: AtomicU8::new(0),
             reserved_bytes,
-            bounce: Lock::new(bounce),
-        })?)
+            bounce: Lock::new_on(platform, bounce),
+        })?;
+        if core.lends_handles() {
+            core.outgoing.lock(platform).keeper = Some(core.clone());
+        }
+        Ok(core)
     }
 
+    /// Whether packets of the pools have lent handles: see [`Channel::for_packet_of_pool`](super::Channel).
+    #[inline]
+    pub(crate) const fn lends_handles(&self) -> bool {
+        matches!(self.gate.callers(), Callers::OneAtATime)
+    }
+
+    /// The channel has ended, or will not come to be. What keeps it is returned if nothing else does.
+    pub(crate) fn is_over(&self) -> Option<Shared<Self>> {
+        self.outgoing.lock(self.platform).is_over(&self.counters)
+    }
+
+    /// Returns true if the driver holds no incoming packet.
+    pub(crate) fn is_idle(&self) -> bool {
+        // Completions are counted under this lock.
+        let _outgoing = self.outgoing.lock(self.platform);
+        self.counters.indicated() == 0
+    }
+
+    #[inline]
     pub(crate) fn phase(&self) -> Phase {
         Phase::from(self.phase.load(Ordering::Acquire))
     }
@@ -144,6 +170,7 @@ impl<C: Context> Core<C> {
     }
 
     /// Returns why the channel ends or has ended.
+    #[inline]
     pub(crate) fn gone(&self) -> Option<Gone> {
         gone_from(self.ending.load(Ordering::Acquire))
     }
@@ -230,7 +257,17 @@ impl<C: Context> Core<C> {
     }
 
     /// Checks what a send needs before anything is sent.
+    #[inline]
     pub(crate) fn may_send(&self, len: usize) -> Result<(), Error> {
+        if self.phase() == Phase::Running && self.gone().is_none() && len <= self.settings.maximum_packet_size {
+            return Ok(());
+        }
+        self.may_send_unusual(len)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn may_send_unusual(&self, len: usize) -> Result<(), Error> {
         let limit = self.settings.maximum_packet_size;
         if len > limit {
             return Err(Error::PacketTooLarge { len, limit });
@@ -285,13 +322,18 @@ impl<C: Context> Core<C> {
         })
     }
 
-    /// Puts a packet back, or frees it if it is in the caller's memory.
-    pub(crate) fn free_packet(&self, mut body: PacketMemory<C>) {
+    /// Puts a packet back, or frees it if it is in the caller's memory. What keeps the channel comes back if this was the last
+    /// thing that it was kept for; who has come with a handle of its own may drop that at once.
+    pub(crate) fn free_packet(&self, mut body: PacketMemory<C>) -> Option<Shared<Self>> {
         // Lent memory is given up outside the lock.
         let lent = body.lent.take();
-        let outside = self.outgoing.lock(self.platform).put_back(body);
+        let mut outgoing = self.outgoing.lock(self.platform);
+        let outside = outgoing.put_back(body);
+        let last = outgoing.keeper_if_all_is_home(&self.counters);
+        drop(outgoing);
         drop(outside);
         drop(lent);
+        last
     }
 
     /// Sends a packet object with its routine.
@@ -322,7 +364,7 @@ impl<C: Context> Core<C> {
         if let Some(body) = gone_out {
             if body.routine.is_none() {
                 drop(outgoing);
-                self.free_packet(body);
+                drop(self.free_packet(body));
             } else {
                 // The routine is a callback: it is called where callbacks are.
                 outgoing.hand_back(body, &self.counters);
@@ -359,40 +401,36 @@ impl<C: Context> Core<C> {
             Err((error, body)) => (Some(error), body),
         };
         drop(outgoing);
-        self.free_packet(body);
+        drop(self.free_packet(body));
         error.map_or(Ok(()), Err)
     }
 
-    /// Moves packets that went out late to where they belong: those with a routine to be delivered, the others to the pool,
-    /// and slots to the receiving side.
+    /// Moves packets that went out late to where they belong: those with a routine to be delivered, the others to the pool.
     pub(crate) fn collect_placed(&self) {
         loop {
             let next = self.outgoing.lock(self.platform).take_placed(&self.counters);
             match next {
-                Some(GoneOut::Slot(slot)) => self.slot_is_free(slot),
-                Some(GoneOut::Packet(body)) if body.routine.is_some() => {
-                    self.incoming
-                        .lock(self.platform)
-                        .make_ready(Ready::Completed(body, Ok(0)));
+                Some(mut body) if body.routine.is_some() => {
+                    body.outcome = Ok(0);
+                    self.incoming.lock(self.platform).make_ready(Ready::Completed(body));
                 }
-                Some(GoneOut::Packet(body)) => self.free_packet(body),
+                Some(body) => drop(self.free_packet(body)),
                 None => return,
             }
         }
     }
 
-    /// Takes a slot back whose packet is completed; brings `process` back if it waited for one.
-    pub(crate) fn slot_is_free(&self, slot: Slot) {
-        let mut incoming = self.incoming.lock(self.platform);
-        incoming.put_back(slot);
-        let blocked = incoming.blocked && incoming.outstanding() < incoming.quota;
-        if blocked {
-            incoming.blocked = false;
+    /// Takes memory of completed packets back to the receiving side. If it still cannot read on, the next completion brings
+    /// `process` back.
+    pub(crate) fn refill(&self, incoming: &mut Incoming<C>) -> bool {
+        let mut outgoing = self.outgoing.lock(self.platform);
+        while let Some(slot) = outgoing.next_returned() {
+            incoming.put_back(slot);
         }
-        drop(incoming);
-        if blocked {
-            self.schedule();
-        }
+        // Exact: completions are counted under this lock.
+        let can_read = incoming.has_slot(&self.counters);
+        outgoing.set_reader_waits(!can_read);
+        can_read
     }
 
     /// Has `process` run soon, by whoever processes now or by the next one.

@@ -5,11 +5,15 @@
 //! for that callback to end is told instead of waiting for ever.
 
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
+use loom::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-use crate::platform::TaskId;
+use crate::platform::{Callers, TaskId};
+#[cfg(loom)]
+use crate::sync::ModelWord as Word;
+#[cfg(not(loom))]
+use crate::sync::Word;
 
 /// Which callback runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,57 +25,91 @@ pub(crate) enum Inside {
     PostStarted = 2,
 }
 
-#[derive(Debug, Default)]
+/// Somebody is inside.
+const TAKEN: u8 = 1;
+/// Somebody found work while the gate was taken, or left some.
+const NOTE: u8 = 2;
+
+#[derive(Debug)]
 pub(crate) struct Gate {
-    taken: AtomicBool,
+    /// [`TAKEN`] and [`NOTE`], in one word: no note is left behind a holder's back.
+    state: Word,
     /// Who holds it; only meaningful to the holder itself, which sees its own store.
     holder: AtomicUsize,
     inside: AtomicU8,
-    again: AtomicBool,
 }
 
 impl Gate {
-    /// Takes the gate if it is free; otherwise leaves a note that there is work.
-    pub(crate) fn enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
-        let entered = self.try_enter(task, inside).or_else(|| {
-            // In front of the second look at the gate: the holder reads the note after it has left.
-            exchange_then_look(&self.again, true);
-            self.try_enter(task, inside)
-        })?;
-        // A note that is missed here is met after leaving. Acquire: the work of whoever left it is seen; read again as it is
-        // taken away, since somebody else may just have left another.
-        if self.again.load(Ordering::Relaxed) {
-            let _ = self.again.swap(false, Ordering::AcqRel);
+    #[cfg_attr(
+        not(loom),
+        expect(clippy::missing_const_for_fn, reason = "a model's atomics are not made so")
+    )]
+    pub(crate) fn new(callers: Callers) -> Self {
+        Self {
+            state: Word::new(callers, 0),
+            holder: AtomicUsize::new(usize::MAX),
+            inside: AtomicU8::new(0),
         }
-        Some(entered)
     }
 
-    /// Takes the gate if it is free, without a note.
+    pub(crate) const fn callers(&self) -> Callers {
+        self.state.callers()
+    }
+
+    /// Takes the gate if it is free, and takes the note away; otherwise leaves a note that there is work.
+    #[inline]
+    pub(crate) fn enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
+        let mut found = 0;
+        loop {
+            let wanted = if found & TAKEN == 0 { TAKEN } else { found | NOTE };
+            match self.state.compare_exchange(found, wanted) {
+                Ok(()) if found & TAKEN == 0 => return Some(self.entered(task, inside)),
+                Ok(()) => return None,
+                Err(now) => found = now,
+            }
+        }
+    }
+
+    /// Takes the gate if it is free, and leaves the note as it is.
     pub(crate) fn try_enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
-        self.taken
-            // A failure, too, is a look that must not be taken in front of the note.
-            .compare_exchange(false, true, Ordering::SeqCst, Ordering::SeqCst)
-            .ok()?;
+        let mut found = 0;
+        while found & TAKEN == 0 {
+            match self.state.compare_exchange(found, found | TAKEN) {
+                Ok(()) => return Some(self.entered(task, inside)),
+                Err(now) => found = now,
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn entered(&self, task: TaskId, inside: Inside) -> Entered<'_> {
         self.holder.store(task.0, Ordering::Relaxed);
         self.inside.store(inside as u8, Ordering::Relaxed);
-        Some(Entered { gate: self })
+        Entered { gate: self }
     }
 
     /// Leaves a note that there is work: a holder looks again before it goes, and so does the next one.
     pub(crate) fn leave_note(&self) {
-        exchange_then_look(&self.again, true);
+        self.state.set(NOTE);
     }
 
-    /// Returns true if somebody found the gate taken and left: whoever left the gate takes it again then.
-    pub(crate) fn has_note(&self) -> bool {
-        self.again.load(Ordering::SeqCst)
+    #[cfg(test)]
+    fn has_note(&self) -> bool {
+        self.state.load() & NOTE != 0
+    }
+
+    #[inline]
+    fn leave(&self) -> bool {
+        self.holder.store(usize::MAX, Ordering::Relaxed);
+        self.state.clear(TAKEN) & NOTE != 0
     }
 
     /// Returns which callback this task is inside of, if it is.
     pub(crate) fn inside(&self, task: TaskId) -> Option<Inside> {
         // A holder sees its own stores; anyone else may read an old holder, but never its own number: it has left the gate
         // before, and cleared it.
-        if self.taken.load(Ordering::Relaxed) && self.holder.load(Ordering::Relaxed) == task.0 {
+        if self.state.load() & TAKEN != 0 && self.holder.load(Ordering::Relaxed) == task.0 {
             Some(match self.inside.load(Ordering::Relaxed) {
                 2 => Inside::PostStarted,
                 _ => Inside::Callback,
@@ -93,24 +131,21 @@ impl Entered<'_> {
     pub(crate) fn now_inside(&self, inside: Inside) {
         self.gate.inside.store(inside as u8, Ordering::Relaxed);
     }
+
+    /// Leaves the gate; true if there is a note, and so a reason to enter again.
+    #[inline]
+    #[must_use]
+    pub(crate) fn leave(self) -> bool {
+        let gate = self.gate;
+        // What its drop does, and tells.
+        core::mem::forget(self);
+        gate.leave()
+    }
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.gate.holder.store(usize::MAX, Ordering::Relaxed);
-        exchange_then_look(&self.gate.taken, false);
-    }
-}
-
-/// Stores `value`, and lets no later load overtake the store: of two that each store and then look at the other's, at least one
-/// sees it. On x86-64 the locked exchange is the barrier as well.
-///
-/// An exchange everywhere: whoever takes a note away has then seen the work of all who left one. A plain store could be ordered
-/// in front of another's note, and be taken away with it unseen.
-fn exchange_then_look(word: &AtomicBool, value: bool) {
-    let _ = word.swap(value, Ordering::SeqCst);
-    if cfg!(any(not(target_arch = "x86_64"), loom)) {
-        fence(Ordering::SeqCst);
+        self.gate.leave();
     }
 }
 
@@ -121,7 +156,7 @@ mod tests {
 
     #[test]
     fn who_finds_it_taken_leaves_a_note_for_the_holder() {
-        let gate = Gate::default();
+        let gate = Gate::new(Callers::Anywhere);
         let entered = gate.enter(TaskId(1), Inside::Callback).unwrap();
         assert!(!gate.has_note());
         assert!(gate.enter(TaskId(2), Inside::Callback).is_none());
@@ -133,7 +168,7 @@ mod tests {
 
     #[test]
     fn only_the_holder_is_inside() {
-        let gate = Gate::default();
+        let gate = Gate::new(Callers::Anywhere);
         let entered = gate.enter(TaskId(1), Inside::Callback).unwrap();
         assert_eq!(
             (gate.inside(TaskId(1)), gate.inside(TaskId(2))),
@@ -148,7 +183,7 @@ mod tests {
     #[test]
     fn no_work_is_lost_and_none_runs_twice_at_a_time() {
         use std::sync::atomic::AtomicU32;
-        let gate = Gate::default();
+        let gate = Gate::new(Callers::Anywhere);
         let (work, done, running) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             for task in 0..4 {
@@ -160,8 +195,7 @@ mod tests {
                             assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
                             done.fetch_add(work.swap(0, Ordering::SeqCst), Ordering::SeqCst);
                             running.fetch_sub(1, Ordering::SeqCst);
-                            drop(entered);
-                            if !gate.has_note() {
+                            if !entered.leave() {
                                 break;
                             }
                         }

@@ -3,10 +3,13 @@
 
 use core::fmt;
 
-use super::counters::{add, subtract_alone};
+use core::sync::atomic::Ordering;
+
+use super::counters::{add, add_alone, subtract_alone};
 use super::endpoint::Core;
 use super::receive::{IncomingBody, Ready, Slot};
 use super::{Channel, Context, Error, Level, Refused};
+use crate::fallible::Shared;
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
 use crate::ring::External;
@@ -43,10 +46,10 @@ pub struct IncomingPacket<C: Context> {
 }
 
 impl<C: Context> IncomingPacket<C> {
-    pub(crate) const fn new(body: Slot, channel: Channel<C>) -> Self {
+    pub(crate) fn new(body: Slot, channel: &Channel<C>) -> Self {
         Self {
             body: Some(body),
-            channel,
+            channel: channel.for_packet_of_pool(),
         }
     }
 
@@ -354,7 +357,9 @@ impl<C: Context> IncomingPacket<C> {
             });
         }
         if let Some(body) = self.body.take() {
-            self.core().complete(body, answer);
+            let last = self.core().complete(body, answer);
+            // The channel may end with its last packet: nothing looks at it from here on.
+            drop(last);
         }
         Ok(())
     }
@@ -382,7 +387,8 @@ impl<C: Context> IncomingPacket<C> {
             let core = self.core();
             add(&core.counters.failed, 1);
             core.incoming.lock(core.platform).stopped = true;
-            core.complete(body, &[]);
+            let last = core.complete(body, &[]);
+            drop(last);
         }
     }
 
@@ -397,7 +403,8 @@ impl<C: Context> IncomingPacket<C> {
     pub(crate) fn abandon(mut self) {
         if let Some(mut body) = self.body.take() {
             body.wants_completion = false;
-            self.core().complete(body, &[]);
+            let last = self.core().complete(body, &[]);
+            drop(last);
         }
     }
 
@@ -477,10 +484,12 @@ impl<C: Context> IncomingPacket<C> {
             body.needs_passive = needs_passive;
             body.is_pending = false;
             let mut incoming = core.incoming.lock(core.platform);
-            incoming.indicated = incoming.indicated.wrapping_sub(1);
             incoming.held = incoming.held.wrapping_add(1);
             subtract_alone(&core.counters.incoming_outstanding, 1);
             incoming.put_first(Ready::Packet(body));
+            drop(incoming);
+            // The batch that delivered it finds it again.
+            core.stirred.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -492,7 +501,8 @@ impl<C: Context> Drop for IncomingPacket<C> {
             let core = self.channel.core();
             add(&core.counters.dropped, 1);
             log::debug!(target: "vmbus::kmcl", "{}: a packet was dropped uncompleted", core.settings.name.as_str());
-            core.complete(body, &[]);
+            let last = core.complete(body, &[]);
+            drop(last);
         }
     }
 }
@@ -625,31 +635,23 @@ impl ExternalData<'_> {
 }
 
 impl<C: Context> Core<C> {
-    /// Completes a packet that was delivered.
-    fn complete(&self, mut body: Slot, answer: &[u8]) {
+    /// Completes a packet that was delivered. What keeps the channel comes back if this was the last thing that it was kept for.
+    #[must_use]
+    fn complete(&self, mut body: Slot, answer: &[u8]) -> Option<Shared<Self>> {
         // The peer's memory is given up before the peer is told.
-        body.pinned = None;
-        let free = if body.wants_completion {
-            let mut outgoing = self.outgoing.lock(self.platform);
-            outgoing.complete(body, answer, &self.counters)
-        } else {
-            Some(body)
-        };
-        let mut incoming = self.incoming.lock(self.platform);
-        incoming.indicated = incoming.indicated.wrapping_sub(1);
-        subtract_alone(&self.counters.incoming_outstanding, 1);
-        if let Some(body) = free {
-            incoming.put_back(body);
+        if body.pinned.is_some() {
+            body.pinned = None;
         }
-        let unblocked = incoming.blocked && incoming.outstanding() < incoming.quota;
-        if unblocked {
-            incoming.blocked = false;
-        }
-        let last = incoming.indicated == 0;
-        drop(incoming);
-        if unblocked || (last && self.gone().is_some()) {
+        let mut outgoing = self.outgoing.lock(self.platform);
+        outgoing.complete(body, answer, &self.counters);
+        add_alone(&self.counters.incoming_completed, 1);
+        let is_awaited = outgoing.wake_reader();
+        let last = outgoing.keeper_if_all_is_home(&self.counters);
+        drop(outgoing);
+        if is_awaited || (self.gone().is_some() && self.is_idle()) {
             self.schedule();
         }
+        last
     }
 
     /// Finds the memory that a packet describes: what the peer lends with it, and it must be what the packet says.

@@ -595,12 +595,16 @@ impl<C: Context> DisabledChannel<C> {
         )?;
         // Counted before the callbacks run: a clone that one of them makes and drops is not the last handle.
         let channel = Channel::owner(&core);
-        match self.side {
-            Side::Client => Self::enable_client(&core, &settings, deadline)?,
-            Side::Server => {
-                let facts = core.provider.offer(&settings, super::lifecycle::server_sink(&core)?)?;
-                *core.offer.lock(core.platform) = facts;
-            }
+        let enabled = match self.side {
+            Side::Client => Self::enable_client(&core, &settings, deadline),
+            Side::Server => super::lifecycle::server_sink(&core)
+                .map_err(Error::from)
+                .and_then(|sink| core.provider.offer(&settings, sink))
+                .map(|facts| *core.offer.lock(core.platform) = facts),
+        };
+        if let Err(error) = enabled {
+            drop(core.is_over());
+            return Err(error);
         }
         Ok(channel)
     }

@@ -15,6 +15,7 @@ use core::sync::atomic::Ordering;
 
 #[cfg(feature = "host")]
 use super::Counters;
+use super::counters::{add, add_alone};
 use super::endpoint::{Core, Phase};
 use super::gate::{Entered, Inside};
 #[cfg(feature = "host")]
@@ -32,7 +33,12 @@ struct Receiver<C: Context>(Channel<C>);
 
 impl<C: Context> Sink for Receiver<C> {
     fn signalled(&self) {
-        super::counters::add(&self.0.core().counters.signals_received, 1);
+        let core = self.0.core();
+        if core.lends_handles() {
+            add_alone(&core.counters.signals_received, 1);
+        } else {
+            add(&core.counters.signals_received, 1);
+        }
         Core::process(&self.0, Level::Dispatch);
     }
 
@@ -109,7 +115,6 @@ impl<C: Context> Core<C> {
             let mut incoming = this.incoming.lock(this.platform);
             incoming.ring = Some(opened.rings.incoming);
             incoming.stopped = false;
-            incoming.blocked = false;
             incoming.sealed = opened.is_inherited;
         }
         #[cfg(feature = "host")]
@@ -178,10 +183,6 @@ impl<C: Context> Core<C> {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.incoming.lock(self.platform).indicated == 0
-    }
-
     /// Stops the delivery of packets, and waits until the driver has completed those that it holds.
     pub(crate) fn pause(this: &Shared<Self>, until: Option<Instant>) -> Result<(), Error> {
         this.may_wait_for_callbacks()?;
@@ -241,16 +242,25 @@ impl<C: Context> Core<C> {
                 first.and_then(|(id, _)| outgoing.take_request(id, &self.counters))
             };
             match request {
-                Some(request) => self.free_packet(request.body),
+                Some(request) => drop(self.free_packet(request.body)),
                 None => break,
             }
         }
         self.provider.hand_over();
+        drop(self.is_over());
     }
 
     /// Takes what steps can be taken towards the end of this opening, if it ends.
+    #[inline]
     pub(crate) fn run_down_if_ending(&self, channel: &Channel<C>) {
-        let Some(why) = self.gone() else { return };
+        if let Some(why) = self.gone() {
+            self.run_down(channel, why);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn run_down(&self, channel: &Channel<C>, why: Gone) {
         if matches!(self.phase(), Phase::Ended) {
             return;
         }
@@ -305,6 +315,9 @@ impl<C: Context> Core<C> {
         if reopens {
             self.set_phase(Phase::Closed);
             self.ending.store(0, Ordering::Release);
+        } else {
+            // The caller has a handle of its own.
+            drop(self.is_over());
         }
     }
 

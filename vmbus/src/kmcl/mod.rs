@@ -43,6 +43,7 @@ mod gpadl;
 pub mod guide;
 mod incoming;
 mod init;
+mod lent;
 mod lifecycle;
 mod ntstatus;
 mod outgoing;

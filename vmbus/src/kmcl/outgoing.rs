@@ -9,6 +9,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::counters::{LiveCounters, add, add_alone, subtract_alone};
+use super::endpoint::Core;
 use super::external::Lent;
 use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::Slot;
@@ -37,12 +38,6 @@ enum Queued<C: Context> {
     Completion(Slot, usize),
 }
 
-/// What went out late, on its way to where it belongs.
-pub(crate) enum GoneOut<C: Context> {
-    Packet(PacketMemory<C>),
-    Slot(Slot),
-}
-
 /// What to do if the ring is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IfFull {
@@ -63,8 +58,14 @@ pub(crate) struct Outgoing<C: Context> {
     queue: VecDeque<Queued<C>>,
     /// Packets that went out without asking for a completion, whose routine is to be called.
     placed: Vec<PacketMemory<C>>,
-    /// Memory of completions that went out late, on its way back to the receiving side.
+    /// Memory of packets that are completed, until the receiving side runs out of it: so a completion takes one lock, not two.
     returned: Vec<Slot>,
+    /// The receiving side does not read on for want of memory, or at its quota: the next completion brings `process` back.
+    reader_waits: bool,
+    /// What keeps the channel for packets whose handles are lent: see [`Channel::for_packet_of_pool`](super::Channel).
+    pub(crate) keeper: Option<Shared<Core<C>>>,
+    /// The channel has ended.
+    is_over: bool,
     /// The peer broke the ring.
     pub(crate) broken: bool,
     packets: u32,
@@ -96,6 +97,9 @@ impl<C: Context> Outgoing<C> {
             queue,
             placed: try_vec_with_capacity(line_len(packets, 0))?,
             returned: try_vec_with_capacity(completions as usize)?,
+            reader_waits: false,
+            keeper: None,
+            is_over: false,
             broken: false,
             packets,
             callers: 0,
@@ -110,6 +114,7 @@ impl<C: Context> Outgoing<C> {
     }
 
     /// Makes what was written visible, and tells the peer if it sleeps.
+    #[inline]
     fn commit(&mut self, counters: &LiveCounters) {
         if let Some(ring) = &mut self.ring
             && ring.commit().is_needed()
@@ -265,24 +270,61 @@ impl<C: Context> Outgoing<C> {
         }
     }
 
-    /// Answers an incoming packet. Its memory comes back at once, or, if the answer has to wait in line, through `returned`.
-    pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) -> Option<Slot> {
-        match self.try_write(Header::completion(body.transaction_id), answer, None, counters) {
-            Ok(false) if self.ring.is_some() || !self.flowing => {
-                add_alone(&counters.ring_full, 1);
-                body.keep(answer);
-                debug_assert!(
-                    self.queue.len() < self.queue.capacity(),
-                    "each incoming packet has its place in line"
-                );
-                if self.queue.len() < self.queue.capacity() {
-                    self.queue.push_back(Queued::Completion(body, answer.len()));
-                }
-                self.watch_room(counters);
-                None
+    /// Answers an incoming packet, if the peer asked for that. Its memory is returned at once, or, if the answer has to wait in
+    /// line, behind it.
+    pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) {
+        if body.wants_completion
+            && let Ok(false) = self.try_write(Header::completion(body.transaction_id), answer, None, counters)
+            && (self.ring.is_some() || !self.flowing)
+        {
+            add_alone(&counters.ring_full, 1);
+            body.keep(answer);
+            debug_assert!(
+                self.queue.len() < self.queue.capacity(),
+                "each incoming packet has its place in line"
+            );
+            if self.queue.len() < self.queue.capacity() {
+                self.queue.push_back(Queued::Completion(body, answer.len()));
             }
-            // Sent; or nobody is there to read it.
-            _ => Some(body),
+            return self.watch_room(counters);
+        }
+        // Sent; or nobody is there to read it.
+        self.return_slot(body);
+    }
+
+    fn return_slot(&mut self, body: Slot) {
+        let lost = push_reserved(&mut self.returned, body);
+        debug_assert!(lost.is_none(), "slots come back once");
+    }
+
+    /// Takes memory back to the receiving side.
+    pub(crate) fn next_returned(&mut self) -> Option<Slot> {
+        self.returned.pop()
+    }
+
+    /// Says whether the receiving side waits for a completion.
+    pub(crate) const fn set_reader_waits(&mut self, waits: bool) {
+        self.reader_waits = waits;
+    }
+
+    /// Returns true if it does and has not been told of one: to be told now.
+    pub(crate) const fn wake_reader(&mut self) -> bool {
+        core::mem::replace(&mut self.reader_waits, false)
+    }
+
+    /// The channel has ended: it is kept only as long as its packets are out.
+    pub(crate) fn is_over(&mut self, counters: &LiveCounters) -> Option<Shared<Core<C>>> {
+        self.is_over = true;
+        self.keeper_if_all_is_home(counters)
+    }
+
+    /// Returns what keeps the channel, once it has ended and no packet is out. To be dropped outside the lock.
+    #[inline]
+    pub(crate) fn keeper_if_all_is_home(&mut self, counters: &LiveCounters) -> Option<Shared<Core<C>>> {
+        if self.is_over && self.pool.len() == self.packets as usize && counters.indicated() == 0 {
+            self.keeper.take()
+        } else {
+            None
         }
     }
 
@@ -297,23 +339,17 @@ impl<C: Context> Outgoing<C> {
             let (Some(ring), Some(first)) = (&mut self.ring, self.queue.front()) else {
                 break;
             };
-            let result = match first {
-                Queued::Request(id) => match self.table.get_mut(*id) {
-                    Some(InFlight { body, .. }) => {
-                        let header = request_header(body, *id);
-                        write(ring, header, body.kept(), body.lent.as_ref(), counters)
-                    }
-                    None => Ok(()),
-                },
-                Queued::Notice(body) => write(ring, Header::in_band(0), body.kept(), None, counters),
-                Queued::Completion(body, len) => write(
-                    ring,
-                    Header::completion(body.transaction_id),
-                    body.kept(*len),
-                    None,
-                    counters,
-                ),
+            let packet = match first {
+                Queued::Request(id) => self.table.get_mut(*id).map(|InFlight { body, .. }| {
+                    let header = request_header(body, *id);
+                    (header, body.kept(), body.lent.as_ref())
+                }),
+                Queued::Notice(body) => Some((Header::in_band(0), body.kept(), None)),
+                Queued::Completion(body, len) => Some((Header::completion(body.transaction_id), body.kept(*len), None)),
             };
+            let result = packet.map_or(Ok(()), |(header, payload, lent)| {
+                write(ring, header, payload, lent, counters)
+            });
             match result {
                 Ok(()) => self.first_is_written(),
                 Err(WriteError::Full { needed }) => {
@@ -351,9 +387,7 @@ impl<C: Context> Outgoing<C> {
                 }
             }
             Some(Queued::Notice(body)) => self.put_placed(body),
-            Some(Queued::Completion(body, _)) => {
-                push_reserved(&mut self.returned, body);
-            }
+            Some(Queued::Completion(body, _)) => self.return_slot(body),
             None => {}
         }
     }
@@ -391,7 +425,7 @@ impl<C: Context> Outgoing<C> {
 
     /// Tells those who process whether there is something to do here.
     fn note_work(&self, counters: &LiveCounters) {
-        let is_work = !self.queue.is_empty() || self.has_placed() || self.broken;
+        let is_work = !self.queue.is_empty() || self.has_placed() || self.broken || self.has_returned_for_reader();
         counters.outgoing_work.store(is_work, Ordering::Release);
     }
 
@@ -402,16 +436,17 @@ impl<C: Context> Outgoing<C> {
 
     /// Returns true if packets that went out late are to be collected.
     pub(crate) const fn has_placed(&self) -> bool {
-        !self.placed.is_empty() || !self.returned.is_empty()
+        !self.placed.is_empty()
     }
 
-    /// Takes the next packet or slot that went out late.
-    pub(crate) fn take_placed(&mut self, counters: &LiveCounters) -> Option<GoneOut<C>> {
-        let next = self
-            .returned
-            .pop()
-            .map(GoneOut::Slot)
-            .or_else(|| self.placed.pop().map(GoneOut::Packet));
+    /// Returns true if the receiving side may read on, with memory that came back behind what had waited in line.
+    pub(crate) const fn has_returned_for_reader(&self) -> bool {
+        self.reader_waits && !self.returned.is_empty()
+    }
+
+    /// Takes the next packet that went out late.
+    pub(crate) fn take_placed(&mut self, counters: &LiveCounters) -> Option<PacketMemory<C>> {
+        let next = self.placed.pop();
         self.note_work(counters);
         next
     }
@@ -458,7 +493,16 @@ impl<C: Context> Outgoing<C> {
         push_reserved(&mut self.pool, body)
     }
 
+    /// Takes a request out of the table that does not stand in line.
+    #[inline]
+    pub(crate) fn take_sent(&mut self, id: RequestId, counters: &LiveCounters) -> Option<InFlight<C>> {
+        let request = self.table.take(id)?;
+        subtract_alone(&counters.outgoing_outstanding, 1);
+        Some(request)
+    }
+
     /// Takes a request out of table and line; `counters` know it no more.
+    #[inline]
     pub(crate) fn take_request(&mut self, id: RequestId, counters: &LiveCounters) -> Option<InFlight<C>> {
         let request = self.table.take(id)?;
         subtract_alone(&counters.outgoing_outstanding, 1);
@@ -501,6 +545,7 @@ fn count_sent(counters: &LiveCounters, len: usize) {
 }
 
 /// Writes one packet to the ring, not yet visible.
+#[inline(always)]
 fn write(
     ring: &mut Producer<RingPages>,
     header: Header,
@@ -510,14 +555,23 @@ fn write(
 ) -> Result<(), WriteError> {
     match lent {
         None => ring.send(header, payload)?,
-        Some(lent) => {
-            debug_assert_eq!(header.packet_type, PacketType::GPA_DIRECT);
-            let mut reservation = ring.reserve(header, lent.list_len(), payload.len())?;
-            lent.write(&mut reservation)?;
-            reservation.write(payload)?;
-            reservation.finish();
-        }
+        Some(lent) => write_lending(ring, header, payload, lent)?,
     }
     count_sent(counters, payload.len());
+    Ok(())
+}
+
+#[inline(never)]
+fn write_lending(
+    ring: &mut Producer<RingPages>,
+    header: Header,
+    payload: &[u8],
+    lent: &Lent,
+) -> Result<(), WriteError> {
+    debug_assert_eq!(header.packet_type, PacketType::GPA_DIRECT);
+    let mut reservation = ring.reserve(header, lent.list_len(), payload.len())?;
+    lent.write(&mut reservation)?;
+    reservation.write(payload)?;
+    reservation.finish();
     Ok(())
 }

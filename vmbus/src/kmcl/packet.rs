@@ -42,8 +42,8 @@ pub(crate) enum Waiter {
     Task(Option<Waker>),
     /// Nobody any more: time was up, or the future was dropped.
     Nobody,
-    /// The completion is in the packet's memory: its full length, or why there is none.
-    Done(Result<usize, Error>),
+    /// The packet tells what became of it.
+    Done,
 }
 
 /// The memory of a packet object, as it is handed around: a pointer's move.
@@ -62,6 +62,8 @@ pub(crate) struct Body<C: Context> {
     /// It counts among the caller's own that are on their way.
     pub(crate) is_counted: bool,
     pub(crate) in_line: bool,
+    /// What became of it: the full length of the completion, whose beginning lies in `words`, or why there is none.
+    pub(crate) outcome: Result<usize, Error>,
 }
 
 impl<C: Context> Body<C> {
@@ -76,6 +78,7 @@ impl<C: Context> Body<C> {
             of_pool,
             is_counted: false,
             in_line: false,
+            outcome: Ok(0),
         })
     }
 
@@ -107,15 +110,16 @@ impl<C: Context> Body<C> {
     }
 
     /// Returns the memory for a completion.
-    pub(crate) fn memory(&mut self) -> &mut [u8] {
-        self.words.as_mut_bytes()
+    pub(crate) fn memory(&mut self) -> &mut [u64] {
+        &mut self.words
     }
 
-    /// Notes what became of the packet: how many bytes of completion lie in its memory.
-    pub(crate) fn settle(&mut self, result: Result<usize, Error>) -> Result<(), Error> {
+    /// Returns what became of the packet, and notes how many bytes of completion lie in its memory.
+    #[inline]
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
         let capacity = self.words.as_bytes().len();
-        self.len = result.map_or(0, |len| len.min(capacity));
-        match result {
+        self.len = self.outcome.map_or(0, |len| len.min(capacity));
+        match self.outcome {
             Ok(len) if len > capacity => Err(Error::CompletionTruncated { len }),
             Ok(_) => Ok(()),
             Err(error) => Err(error),
@@ -127,7 +131,9 @@ impl<C: Context> Body<C> {
         self.lent = None;
         self.routine = None;
         self.pointer = 0;
-        self.inline.fill(0);
+        if !self.inline.is_empty() {
+            self.inline.fill(0);
+        }
         self.in_line = false;
     }
 }
@@ -141,7 +147,12 @@ pub struct OutgoingPacket<C: Context> {
 }
 
 impl<C: Context> OutgoingPacket<C> {
-    pub(crate) const fn new(body: PacketMemory<C>, channel: Channel<C>) -> Self {
+    pub(crate) fn new(body: PacketMemory<C>, channel: &Channel<C>) -> Self {
+        let channel = if body.of_pool {
+            channel.for_packet_of_pool()
+        } else {
+            channel.uncounted()
+        };
         Self {
             body: Some(body),
             channel,
@@ -379,7 +390,9 @@ impl<C: Context> OutgoingPacket<C> {
 impl<C: Context> Drop for OutgoingPacket<C> {
     fn drop(&mut self) {
         if let Some(body) = self.body.take() {
-            self.channel.core().free_packet(body);
+            let last = self.channel.core().free_packet(body);
+            // The channel may end with its last packet: nothing looks at it from here on.
+            drop(last);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::receive::{Incoming, Read, Ready};
 use super::settings::gone_code;
 use super::slab::RequestId;
 use super::transport::RingPages;
-use super::{Channel, Context, Error, Gone, Level};
+use super::{Channel, Context, Gone, Level};
 use crate::ring::Peek;
 use crate::sync::LockGuard;
 
@@ -29,11 +29,17 @@ enum Found<C: Context> {
     Ready(Ready<C>),
     /// A completion that went to its task or to nobody.
     Handled(Option<Waker>),
-    /// No more; whether to look again, and whether packets are held back.
-    Nothing {
-        again: bool,
-        held: bool,
-    },
+    /// No more.
+    Nothing(End),
+}
+
+/// How the reading of the ring ended.
+#[derive(Clone, Copy)]
+struct End {
+    /// Look again.
+    again: bool,
+    /// Packets are held back.
+    held: bool,
 }
 
 impl<C: Context> Core<C> {
@@ -49,8 +55,7 @@ impl<C: Context> Core<C> {
             this.run_down_if_ending(channel);
             this.batch(channel, level);
             this.run_down_if_ending(channel);
-            drop(entered);
-            if !this.gate.has_note() {
+            if !entered.leave() {
                 return;
             }
         }
@@ -65,32 +70,36 @@ impl<C: Context> Core<C> {
         let (mut processed, mut taken) = (0_u32, 0_u32);
         let waiting = loop {
             let may_deliver = self.may_deliver(level);
-            match self.next(level, may_deliver) {
-                Found::Ready(Ready::Packet(body)) => {
+            let (found, is_last) = self.next(level, may_deliver);
+            match found {
+                Found::Ready(Ready::Packet(mut body)) => {
                     processed = processed.wrapping_add(1);
                     add_alone(&self.counters.packets_processed, 1);
-                    let mut body = body;
                     body.level = level;
-                    let packet = IncomingPacket::new(body, channel.uncounted());
+                    let packet = IncomingPacket::new(body, channel);
                     match &self.callbacks.process_packet {
                         Some(callback) => callback(channel, packet),
                         // Completed empty, and counted, by being dropped.
                         None => drop(packet),
                     }
                 }
-                Found::Ready(Ready::Completed(body, result)) => Self::call_routine(channel, body, result),
+                Found::Ready(Ready::Completed(body)) => Self::call_routine(channel, body),
                 Found::Handled(waker) => {
                     if let Some(waker) = waker {
                         waker.wake();
                     }
                 }
-                Found::Nothing { again: true, .. } => {}
-                Found::Nothing { held, .. } => break held,
+                Found::Nothing(End { again: true, .. }) => {}
+                Found::Nothing(End { held, .. }) => break held,
             }
+            if is_last && !self.stirred.load(Ordering::Relaxed) {
+                break false;
+            }
+            self.stirred.store(false, Ordering::Relaxed);
             taken = taken.wrapping_add(1);
             if taken == BATCH_LIMIT {
                 // A peer that never stops does not keep others from their turn.
-                let _ = self.end_of_reading(self.incoming.lock(self.platform));
+                let _ = self.end_of_reading(self.incoming.lock(self.platform), false);
                 self.reschedule();
                 break false;
             }
@@ -117,7 +126,7 @@ impl<C: Context> Core<C> {
         loop {
             let next = self.incoming.lock(self.platform).next_completed();
             match next {
-                Some(Ready::Completed(body, result)) => Self::call_routine(channel, body, result),
+                Some(Ready::Completed(body)) => Self::call_routine(channel, body),
                 _ => return,
             }
         }
@@ -133,21 +142,23 @@ impl<C: Context> Core<C> {
     }
 
     /// Hands a packet back: to its routine, or to the pool if it has none.
-    fn call_routine(channel: &Channel<C>, mut body: PacketMemory<C>, result: Result<usize, Error>) {
+    #[inline]
+    fn call_routine(channel: &Channel<C>, mut body: PacketMemory<C>) {
         let Some(routine) = body.routine else {
-            channel.core().free_packet(body);
+            drop(channel.core().free_packet(body));
             return;
         };
         if body.is_counted {
             let core = channel.core();
             core.outgoing.lock(core.platform).discount(&mut body);
         }
-        let status = body.settle(result);
-        routine(channel, OutgoingPacket::new(body, channel.uncounted()), status);
+        let status = body.settle();
+        routine(channel, OutgoingPacket::new(body, channel), status);
     }
 
     /// Gives the room of what was read back, and sends what waits in line.
-    fn end_of_reading(&self, mut incoming: LockGuard<'_, Incoming<C>>) -> Found<C> {
+    #[inline]
+    fn end_of_reading(&self, mut incoming: LockGuard<'_, Incoming<C>>, is_blocked: bool) -> End {
         let held = incoming.held > 0 && !incoming.stopped;
         let masked = core::mem::take(&mut incoming.masked);
         let (signal, more) = match &mut incoming.ring {
@@ -157,16 +168,17 @@ impl<C: Context> Core<C> {
                 .map_or((false, false), |found| (found.signal.is_needed(), found.more)),
             Some(ring) => (ring.commit().is_needed(), false),
         };
-        let more = more && !incoming.blocked;
         drop(incoming);
         let again = (signal || self.counters.outgoing_work.load(Ordering::Acquire)) && self.outgoing_work(signal);
-        Found::Nothing {
-            again: more || again,
+        End {
+            again: (more && !is_blocked) || again,
             held,
         }
     }
 
-    /// Signals, sends what waits in line, and takes packets that went out; true if routines are to be called for these.
+    /// Signals, sends what waits in line, and takes packets that went out; true if that makes something to do here.
+    #[cold]
+    #[inline(never)]
     fn outgoing_work(&self, signal: bool) -> bool {
         let mut outgoing = self.outgoing.lock(self.platform);
         if signal {
@@ -176,6 +188,7 @@ impl<C: Context> Core<C> {
             outgoing.flush(&self.counters);
         }
         let placed = outgoing.has_placed();
+        let returned = outgoing.has_returned_for_reader();
         let broken = outgoing.broken;
         drop(outgoing);
         if placed {
@@ -184,57 +197,66 @@ impl<C: Context> Core<C> {
         if broken {
             self.end(Gone::Corrupt);
         }
-        placed
+        placed || returned
     }
 
-    /// Takes the next thing: first what is ready, then from the ring. Without `packets`, packets are put in line.
-    fn next(&self, level: Level, packets: bool) -> Found<C> {
+    /// Takes the next thing: first what is ready, then from the ring. Without `packets`, packets are put in line. True if it is
+    /// the last one, the ring is empty and its room given back: what comes later is signalled, so there is no need to look again.
+    fn next(&self, level: Level, packets: bool) -> (Found<C>, bool) {
         let mut incoming = self.incoming.lock(self.platform);
         let packets = packets && !incoming.stopped;
         if !incoming.ready.is_empty()
             && let Some(ready) = incoming.next_ready(level, packets)
         {
             if let Ready::Packet(_) = ready {
-                self.indicate(&mut incoming);
+                self.indicate();
             }
-            return Found::Ready(ready);
+            return (Found::Ready(ready), false);
         }
         loop {
             // Nothing overtakes a packet that stands ready and may not be delivered.
             let deliver = packets && incoming.held == 0;
-            match incoming.read(&self.counters) {
+            let found = match incoming.read(&self.counters) {
                 Read::Packet(body) if deliver => {
-                    self.indicate(&mut incoming);
-                    return Found::Ready(Ready::Packet(body));
+                    self.indicate();
+                    Found::Ready(Ready::Packet(body))
                 }
                 Read::Packet(body) => {
                     incoming.held = incoming.held.wrapping_add(1);
                     incoming.make_ready(Ready::Packet(body));
+                    continue;
                 }
                 Read::Completion(id, peek) => match self.completion(id, peek) {
-                    Settled::Routine(request, len) => {
-                        return Found::Ready(Ready::Completed(request.body, Ok(len)));
-                    }
-                    Settled::Task(waker) => return Found::Handled(waker),
+                    Settled::Routine(body) => Found::Ready(Ready::Completed(body)),
+                    Settled::Task(waker) => Found::Handled(waker),
                     Settled::Dropped(request) => {
                         drop(incoming);
-                        if let Some(request) = request {
-                            self.free_packet(request.body);
+                        if let Some(body) = request {
+                            drop(self.free_packet(body));
                         }
-                        return Found::Handled(None);
+                        return (Found::Handled(None), false);
                     }
                 },
-                Read::Empty | Read::NoSlot => return self.end_of_reading(incoming),
+                Read::Empty => return (Found::Nothing(self.end_of_reading(incoming, false)), false),
+                Read::NoSlot => {
+                    if self.refill(&mut incoming) {
+                        continue;
+                    }
+                    return (Found::Nothing(self.end_of_reading(incoming, true)), false);
+                }
                 Read::Corrupt(corruption) => {
                     drop(incoming);
-                    return self.corrupt(corruption);
+                    return (self.corrupt(corruption), false);
                 }
-            }
+            };
+            let is_last = incoming.is_drained() && !self.end_of_reading(incoming, false).again;
+            return (found, is_last);
         }
     }
 
-    fn indicate(&self, incoming: &mut Incoming<C>) {
-        incoming.indicated = incoming.indicated.wrapping_add(1);
+    /// A packet is delivered. Changed under the lock of the receiving side.
+    #[inline]
+    fn indicate(&self) {
         add_alone(&self.counters.incoming_outstanding, 1);
     }
 
@@ -243,10 +265,10 @@ impl<C: Context> Core<C> {
             log::warn!(target: "vmbus::kmcl", "{}: the peer broke the ring: {corruption}", self.settings.name.as_str());
         }
         self.end(Gone::Corrupt);
-        Found::Nothing {
+        Found::Nothing(End {
             again: false,
             held: false,
-        }
+        })
     }
 
     /// The channel ends, for this reason unless it ends already; the next `process` or wait runs it down.
@@ -276,20 +298,24 @@ impl<C: Context> Core<C> {
                     (None, None)
                 }
                 Read::Completion(id, peek) => match self.completion(id, peek) {
-                    Settled::Routine(request, len) => {
-                        incoming.make_ready(Ready::Completed(request.body, Ok(len)));
+                    Settled::Routine(body) => {
+                        incoming.make_ready(Ready::Completed(body));
                         has_lined_up = true;
                         (None, None)
                     }
                     Settled::Task(waker) => (waker, None),
                     Settled::Dropped(request) => (None, request),
                 },
-                Read::Empty | Read::NoSlot => {
+                nothing @ (Read::Empty | Read::NoSlot) => {
+                    let is_blocked = matches!(nothing, Read::NoSlot);
+                    if is_blocked && self.refill(&mut incoming) {
+                        continue;
+                    }
                     if !incoming.ready.is_empty() {
                         self.gate.leave_note();
                     }
                     // More has come while the peer was not to signal.
-                    if let Found::Nothing { again: true, .. } = self.end_of_reading(incoming) {
+                    if self.end_of_reading(incoming, is_blocked).again {
                         continue;
                     }
                     if has_lined_up {
@@ -307,64 +333,74 @@ impl<C: Context> Core<C> {
             if let Some(waker) = waker {
                 waker.wake();
             }
-            if let Some(request) = freed {
-                self.free_packet(request.body);
+            if let Some(body) = freed {
+                drop(self.free_packet(body));
             }
         }
     }
 
     /// Settles the request that a completion names. The completion is copied out of the ring, once, to the packet's memory.
+    #[inline]
     fn completion(&self, id: RequestId, peek: Peek<'_, RingPages>) -> Settled<C> {
         let len = peek.payload_len() as usize;
         let mut outgoing = self.outgoing.lock(self.platform);
-        let known = match outgoing.table.get_mut(id) {
-            // Not sent yet, or completed already: the peer guesses.
-            Some(request) if request.body.in_line || matches!(request.waiter, Waiter::Done(_)) => None,
-            request => request,
-        };
-        let Some(request) = known else {
-            drop(outgoing);
-            peek.skip();
-            add(&self.counters.unknown_completions, 1);
-            return Settled::Dropped(None);
-        };
-        if matches!(request.waiter, Waiter::Nobody) {
-            peek.skip();
-            add(&self.counters.late_completions, 1);
-            return Settled::Dropped(outgoing.take_request(id, &self.counters));
-        }
-        let memory = request.body.memory();
-        let kept = len.min(memory.len());
-        if let Some(target) = memory.get_mut(..kept) {
-            // It lies inside the payload, so this copies.
-            let _ = peek.load_payload(0, target);
-        }
-        peek.skip();
-        match &mut request.waiter {
-            Waiter::Task(waker) => {
-                let waker = waker.take();
-                request.waiter = Waiter::Done(Ok(len));
-                Settled::Task(waker)
+        match outgoing.table.get_mut(id) {
+            // Not sent yet: the peer guesses.
+            Some(InFlight { body, .. }) if body.in_line => {}
+            Some(InFlight {
+                body,
+                waiter: Waiter::Routine,
+            }) => {
+                peek.take_payload_into(body.memory());
+                body.outcome = Ok(len);
+                let request = outgoing.take_sent(id, &self.counters);
+                return request.map_or(Settled::Dropped(None), |request| Settled::Routine(request.body));
             }
-            _ => outgoing
-                .take_request(id, &self.counters)
-                .map_or(Settled::Dropped(None), |request| Settled::Routine(request, len)),
+            Some(InFlight {
+                body,
+                waiter: waiter @ Waiter::Task(_),
+            }) => {
+                peek.take_payload_into(body.memory());
+                body.outcome = Ok(len);
+                return Settled::Task(match core::mem::replace(waiter, Waiter::Done) {
+                    Waiter::Task(waker) => waker,
+                    _ => None,
+                });
+            }
+            Some(InFlight {
+                waiter: Waiter::Nobody, ..
+            }) => {
+                peek.skip();
+                add(&self.counters.late_completions, 1);
+                let request = outgoing.take_sent(id, &self.counters);
+                return Settled::Dropped(request.map(|request| request.body));
+            }
+            // Completed already, or never asked: the peer guesses.
+            Some(InFlight {
+                waiter: Waiter::Done, ..
+            })
+            | None => {}
         }
+        drop(outgoing);
+        peek.skip();
+        add(&self.counters.unknown_completions, 1);
+        Settled::Dropped(None)
     }
 
     /// Ends all requests with an error; the peer has given up their memory.
     pub(crate) fn fail_requests(&self, why: Gone) {
         loop {
             let mut outgoing = self.outgoing.lock(self.platform);
-            let Some(id) = outgoing
-                .table
-                .find(|request| !matches!(request.waiter, Waiter::Done(_)))
-            else {
+            let Some(id) = outgoing.table.find(|request| !matches!(request.waiter, Waiter::Done)) else {
                 break;
             };
-            match outgoing.table.get_mut(id).map(|request| &mut request.waiter) {
+            let request = outgoing.table.get_mut(id).map(|request| {
+                request.body.outcome = Err(why.into());
+                &mut request.waiter
+            });
+            match request {
                 Some(waiter @ Waiter::Task(_)) => {
-                    let waker = match core::mem::replace(waiter, Waiter::Done(Err(why.into()))) {
+                    let waker = match core::mem::replace(waiter, Waiter::Done) {
                         Waiter::Task(waker) => waker,
                         _ => None,
                     };
@@ -380,10 +416,10 @@ impl<C: Context> Core<C> {
                     drop(outgoing);
                     match request.waiter {
                         Waiter::Routine if request.body.routine.is_some() => {
-                            let ready = Ready::Completed(request.body, Err(why.into()));
+                            let ready = Ready::Completed(request.body);
                             self.incoming.lock(self.platform).make_ready(ready);
                         }
-                        _ => self.free_packet(request.body),
+                        _ => drop(self.free_packet(request.body)),
                     }
                 }
             }
@@ -393,10 +429,10 @@ impl<C: Context> Core<C> {
 
 /// Whose a completion was.
 enum Settled<C: Context> {
-    /// A routine's; so many bytes.
-    Routine(InFlight<C>, usize),
+    /// A routine's.
+    Routine(PacketMemory<C>),
     /// A task's, which is to be woken.
     Task(Option<Waker>),
     /// Nobody's; a cancelled request ends with it.
-    Dropped(Option<InFlight<C>>),
+    Dropped(Option<PacketMemory<C>>),
 }

@@ -16,7 +16,7 @@ use super::packet::PacketMemory;
 use super::settings::Settings;
 use super::slab::RequestId;
 use super::transport::RingPages;
-use super::{Context, Error, Level};
+use super::{Context, Level};
 use crate::fallible::{OutOfMemory, try_box, try_vec_of, try_vec_with_capacity};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
@@ -75,6 +75,7 @@ impl IncomingBody {
             .saturating_add(settings.client_context_size)
     }
 
+    #[inline]
     fn take(&mut self, peek: Peek<'_, RingPages>) -> Result<(), ReadError> {
         let (packet_type, id) = (peek.packet_type(), peek.transaction_id());
         let (wants_completion, len, words) = (
@@ -97,8 +98,13 @@ impl IncomingBody {
         self.len = len;
         // The ring has checked that the payload is part of the words.
         self.list_len = words.wrapping_mul(8).saturating_sub(len);
-        self.context.fill(0);
-        self.pinned = None;
+        // One that was put back may have had some.
+        if self.pinned.is_some() {
+            self.pinned = None;
+        }
+        if !self.context.is_empty() {
+            self.context.fill(0);
+        }
         self.is_pending = false;
         self.needs_passive = false;
         Ok(())
@@ -170,8 +176,8 @@ pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Slot>, Ou
 pub(crate) enum Ready<C: Context> {
     /// A packet of the peer.
     Packet(Slot),
-    /// A packet of ours whose routine is to be called: with so many bytes of completion, or an error.
-    Completed(PacketMemory<C>, Result<usize, Error>),
+    /// A packet of ours whose routine is to be called.
+    Completed(PacketMemory<C>),
 }
 
 /// What the ring held.
@@ -182,7 +188,7 @@ pub(crate) enum Read<'r> {
     Completion(RequestId, Peek<'r, RingPages>),
     /// Nothing.
     Empty,
-    /// Packets, but no memory for them, or the quota is reached.
+    /// Packets, but no free memory for them here, or the quota is reached.
     NoSlot,
     /// The peer broke the ring.
     Corrupt(Corruption),
@@ -197,13 +203,9 @@ pub(crate) struct Incoming<C: Context> {
     slots: u32,
     /// Packets that wait to be delivered, and completions whose routine is to be called.
     pub(crate) ready: VecDeque<Ready<C>>,
-    /// Packets delivered and not completed.
-    pub(crate) indicated: u32,
     /// Packets in `ready`.
     pub(crate) held: u32,
     pub(crate) quota: u32,
-    /// The ring was not read because of the quota; the next completion has to bring `process` back.
-    pub(crate) blocked: bool,
     /// The peer was asked not to signal.
     pub(crate) masked: bool,
     /// The driver failed a packet: nothing is delivered any more.
@@ -219,10 +221,8 @@ impl<C: Context> Incoming<C> {
             pool: Vec::new(),
             slots: 0,
             ready: VecDeque::new(),
-            indicated: 0,
             held: 0,
             quota: 0,
-            blocked: false,
             masked: false,
             stopped: false,
             sealed: false,
@@ -260,11 +260,6 @@ impl<C: Context> Incoming<C> {
         self.slots
     }
 
-    /// Returns how many packets count against the quota: both counts are of slots, of which there are no more than 2^32.
-    pub(crate) const fn outstanding(&self) -> u32 {
-        self.indicated.wrapping_add(self.held)
-    }
-
     /// Takes a slot back.
     pub(crate) fn put_back(&mut self, body: Slot) {
         let lost = push_reserved(&mut self.pool, body);
@@ -282,7 +277,24 @@ impl<C: Context> Incoming<C> {
         }
     }
 
+    /// Whether a packet could be taken from the ring.
+    pub(crate) fn has_slot(&self, counters: &LiveCounters) -> bool {
+        !self.pool.is_empty() && counters.indicated().saturating_add(u64::from(self.held)) < u64::from(self.quota)
+    }
+
+    /// Whether there is nothing to read or to deliver, and nothing held back.
+    #[inline]
+    pub(crate) fn is_drained(&mut self) -> bool {
+        self.ready.is_empty()
+            && !self.sealed
+            && self
+                .ring
+                .as_mut()
+                .is_some_and(|ring| matches!(ring.has_packets(), Ok(false)))
+    }
+
     /// Looks at the ring; takes a packet out of it, or finds a completion in it.
+    #[inline]
     pub(crate) fn read(&mut self, counters: &LiveCounters) -> Read<'_> {
         let Some(ring) = &mut self.ring else {
             return Read::Empty;
@@ -297,18 +309,16 @@ impl<C: Context> Incoming<C> {
             #[expect(unreachable_patterns, reason = "the enum may grow")]
             Err(_) => return Read::Empty,
         };
-        if peek.packet_type() != PacketType::COMPLETION && self.indicated.wrapping_add(self.held) >= self.quota {
-            self.blocked = true;
-            return Read::NoSlot;
-        }
         if peek.packet_type() == PacketType::COMPLETION {
             add_alone(&counters.packets_received, 1);
             add_alone(&counters.bytes_received, u64::from(peek.payload_len()));
             return Read::Completion(RequestId(peek.transaction_id()), peek);
         }
+        if counters.indicated().saturating_add(u64::from(self.held)) >= u64::from(self.quota) {
+            return Read::NoSlot;
+        }
+        // None is free if some of those that are completed are still with the sending side.
         let Some(mut body) = self.pool.pop() else {
-            // All slots are in use: some hold answers that wait in line.
-            self.blocked = true;
             return Read::NoSlot;
         };
         let len = u64::from(peek.payload_len());
@@ -346,7 +356,7 @@ impl<C: Context> Incoming<C> {
     pub(crate) fn next_ready(&mut self, level: Level, packets: bool) -> Option<Ready<C>> {
         let at = self.ready.iter().position(|ready| match ready {
             Ready::Packet(_) => packets,
-            Ready::Completed(..) => true,
+            Ready::Completed(_) => true,
         })?;
         if let Some(Ready::Packet(body)) = self.ready.get(at)
             && body.needs_passive

@@ -110,7 +110,7 @@ impl<C: Context> Core<C> {
             Err((error, mut body)) => {
                 let lent = body.lent.take();
                 drop(outgoing);
-                self.free_packet(body);
+                drop(self.free_packet(body));
                 Err((error, whole(lent)))
             }
         }
@@ -120,11 +120,11 @@ impl<C: Context> Core<C> {
     fn take_done(&self, id: RequestId) -> Option<(PacketMemory<C>, Result<(), Error>)> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(id)?;
-        let Waiter::Done(result) = request.waiter else {
+        if !matches!(request.waiter, Waiter::Done) {
             return None;
-        };
+        }
         let mut body = outgoing.take_request(id, &self.counters)?.body;
-        let status = body.settle(result);
+        let status = body.settle();
         Some((body, status))
     }
 
@@ -134,7 +134,7 @@ impl<C: Context> Core<C> {
         outgoing
             .table
             .get_mut(id)
-            .is_some_and(|request| matches!(request.waiter, Waiter::Done(_)))
+            .is_some_and(|request| matches!(request.waiter, Waiter::Done))
     }
 
     /// Gives a request up. If it was not sent yet, or is completed by now, its packet comes back.
@@ -142,7 +142,7 @@ impl<C: Context> Core<C> {
         let mut outgoing = self.outgoing.lock(self.platform);
         let request = outgoing.table.get_mut(id)?;
         add(&self.counters.cancelled, 1);
-        let old = if request.body.in_line || matches!(request.waiter, Waiter::Done(_)) {
+        let old = if request.body.in_line || matches!(request.waiter, Waiter::Done) {
             return outgoing.take_request(id, &self.counters).map(|request| request.body);
         } else {
             core::mem::replace(&mut request.waiter, Waiter::Nobody)
@@ -265,7 +265,7 @@ impl<C: Context> Channel<C> {
             Ok(Ok((mut body, status))) => {
                 let result = copy_completion(&body, status, completion);
                 let mdl = body.lent.take().map(Lent::into_whole);
-                core.free_packet(body);
+                drop(core.free_packet(body));
                 match result {
                     Ok(len) => Ok(Sent { len, mdl }),
                     Err(error) => Err(refuse(error, mdl)),
@@ -280,7 +280,7 @@ impl<C: Context> Channel<C> {
     fn given_up(&self, id: RequestId) -> Option<Mdl> {
         let mut body = self.core().abandon(id)?;
         let mdl = body.lent.take().map(Lent::into_whole);
-        self.core().free_packet(body);
+        drop(self.core().free_packet(body));
         mdl
     }
 
@@ -433,11 +433,11 @@ impl<C: Context> Future for Request<'_, C> {
         if let Some((mut body, status)) = core.take_done(id) {
             return Poll::Ready(match status {
                 Ok(()) => Ok(Reply {
-                    packet: OutgoingPacket::new(body, this.channel.uncounted()),
+                    packet: OutgoingPacket::new(body, &this.channel),
                 }),
                 Err(error) => {
                     let mdl = body.lent.take().map(Lent::into_whole);
-                    core.free_packet(body);
+                    drop(core.free_packet(body));
                     Err(refuse(error, mdl))
                 }
             });

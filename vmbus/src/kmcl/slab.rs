@@ -28,16 +28,17 @@ impl RequestId {
 const END: u32 = u32::MAX;
 
 #[derive(Debug)]
-enum Entry<T> {
-    /// Free; the next free entry.
-    Free(u32),
-    Used(T),
+struct Entry<T> {
+    generation: u32,
+    /// The next free entry, while this one is free.
+    next_free: u32,
+    value: Option<T>,
 }
 
 /// A table of requests.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
-    entries: Vec<(u32, Entry<T>)>,
+    entries: Vec<Entry<T>>,
     first_free: u32,
     used: usize,
 }
@@ -48,7 +49,11 @@ impl<T> Slab<T> {
         let entries = try_vec_of(capacity as usize, |index| {
             #[expect(clippy::cast_possible_truncation, reason = "below the capacity, which is 32 bits")]
             let next = (index as u32).wrapping_add(1);
-            (1, Entry::Free(if next == capacity { END } else { next }))
+            Entry {
+                generation: 1,
+                next_free: if next == capacity { END } else { next },
+                value: None,
+            }
         })?;
         Ok(Self {
             entries,
@@ -63,47 +68,48 @@ impl<T> Slab<T> {
     }
 
     /// Returns the id that the next entry will get, if there is room for one.
+    #[inline]
     pub(crate) fn next_id(&self) -> Option<RequestId> {
-        let (generation, _) = self.entries.get(self.first_free as usize)?;
-        Some(RequestId::new(self.first_free, *generation))
+        let entry = self.entries.get(self.first_free as usize)?;
+        Some(RequestId::new(self.first_free, entry.generation))
     }
 
     /// Enters `value`, or gives it back if the table is full.
+    #[inline]
     pub(crate) fn insert(&mut self, value: T) -> Result<RequestId, T> {
         let index = self.first_free;
         match self.entries.get_mut(index as usize) {
-            Some((generation, entry)) => {
-                if let Entry::Free(next) = entry {
-                    self.first_free = *next;
-                }
-                *entry = Entry::Used(value);
+            Some(entry) => {
+                self.first_free = entry.next_free;
+                entry.value = Some(value);
                 self.used = self.used.wrapping_add(1);
-                Ok(RequestId::new(index, *generation))
+                Ok(RequestId::new(index, entry.generation))
             }
             None => Err(value),
         }
     }
 
+    #[inline]
+    fn live(&mut self, id: RequestId) -> Option<&mut Entry<T>> {
+        let entry = self.entries.get_mut(id.index())?;
+        (entry.generation == id.generation()).then_some(entry)
+    }
+
     /// Returns the entry that `id` names, if it is a live one.
+    #[inline]
     pub(crate) fn get_mut(&mut self, id: RequestId) -> Option<&mut T> {
-        match self.entries.get_mut(id.index()) {
-            Some((generation, Entry::Used(value))) if *generation == id.generation() => Some(value),
-            _ => None,
-        }
+        self.live(id)?.value.as_mut()
     }
 
     /// Takes the entry that `id` names; the id is void from now on.
+    #[inline]
     pub(crate) fn take(&mut self, id: RequestId) -> Option<T> {
         let next_free = self.first_free;
-        let (generation, entry) = self.entries.get_mut(id.index())?;
-        if *generation != id.generation() || matches!(entry, Entry::Free(_)) {
-            return None;
-        }
-        let Entry::Used(value) = core::mem::replace(entry, Entry::Free(next_free)) else {
-            return None;
-        };
+        let entry = self.live(id)?;
+        let value = entry.value.take()?;
         // 0 is not a generation, so that no id is 0.
-        *generation = generation.checked_add(1).unwrap_or(1);
+        entry.generation = entry.generation.checked_add(1).unwrap_or(1);
+        entry.next_free = next_free;
         #[expect(
             clippy::cast_possible_truncation,
             reason = "an index below the capacity, which is 32 bits"
@@ -119,37 +125,32 @@ impl<T> Slab<T> {
     #[cfg(feature = "host")]
     pub(crate) fn next_used(&self, index: usize) -> Option<(RequestId, usize)> {
         let mut entries = self.entries.iter().zip(0..).skip(index);
-        entries.find_map(|((generation, entry), at)| match entry {
-            Entry::Used(_) => Some((RequestId::new(at, *generation), (at as usize).saturating_add(1))),
-            Entry::Free(_) => None,
+        entries.find_map(|(entry, at)| {
+            let id = RequestId::new(at, entry.generation);
+            entry.value.is_some().then_some((id, (at as usize).saturating_add(1)))
         })
     }
 
     /// Enters `value` under an id that was given out by an earlier table, or gives it back if that place is not free.
     #[cfg(feature = "host")]
     pub(crate) fn insert_at(&mut self, id: RequestId, value: T) -> Result<(), T> {
-        let Some((_, Entry::Free(behind))) = self.entries.get(id.index()) else {
-            return Err(value);
+        let behind = match self.entries.get(id.index()) {
+            Some(entry) if entry.value.is_none() && id.generation() != 0 => entry.next_free,
+            _ => return Err(value),
         };
-        let behind = *behind;
-        if id.generation() == 0 {
-            return Err(value);
-        }
         if self.first_free as usize == id.index() {
             self.first_free = behind;
         } else {
             // One of the other free entries points to it.
-            let before = self.entries.iter_mut().find_map(|(_, entry)| match entry {
-                Entry::Free(next) if *next as usize == id.index() => Some(next),
-                _ => None,
-            });
-            match before {
-                Some(next) => *next = behind,
+            let mut free = self.entries.iter_mut().filter(|entry| entry.value.is_none());
+            match free.find(|entry| entry.next_free as usize == id.index()) {
+                Some(before) => before.next_free = behind,
                 None => return Err(value),
             }
         }
         if let Some(entry) = self.entries.get_mut(id.index()) {
-            *entry = (id.generation(), Entry::Used(value));
+            entry.generation = id.generation();
+            entry.value = Some(value);
             self.used = self.used.wrapping_add(1);
         }
         Ok(())
@@ -157,13 +158,10 @@ impl<T> Slab<T> {
 
     /// Returns the id of the first live entry that `wanted` accepts.
     pub(crate) fn find(&self, mut wanted: impl FnMut(&T) -> bool) -> Option<RequestId> {
-        self.entries
-            .iter()
-            .zip(0..)
-            .find_map(|((generation, entry), index)| match entry {
-                Entry::Used(value) if wanted(value) => Some(RequestId::new(index, *generation)),
-                _ => None,
-            })
+        self.entries.iter().zip(0..).find_map(|(entry, index)| {
+            let is_wanted = entry.value.as_ref().is_some_and(&mut wanted);
+            is_wanted.then_some(RequestId::new(index, entry.generation))
+        })
     }
 }
 
@@ -224,7 +222,7 @@ mod tests {
     #[test]
     fn q2_generations_wrap_without_an_id_of_zero() {
         let mut slab = Slab::new(1).unwrap();
-        slab.entries[0].0 = u32::MAX;
+        slab.entries[0].generation = u32::MAX;
         let last = slab.insert(1).unwrap();
         slab.take(last).unwrap();
         let next = slab.insert(2).unwrap();

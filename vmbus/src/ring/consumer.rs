@@ -8,7 +8,7 @@ use super::error::{Corruption, InvalidRing, ReadError};
 use super::geometry::Geometry;
 use super::memory::RingMemory;
 use super::packet::{DESCRIPTOR, Descriptor, Packet, TRAILER};
-use super::sync::{Ordering, fence, observe, publish};
+use super::sync::{Ordering, fence, observe};
 use crate::protocol::packet::{PacketFlags, PacketType};
 
 /// Reads packets from a ring: takes any number, then gives their room back at once.
@@ -112,7 +112,7 @@ impl<M: RingMemory, S: AsMut<[u64]>> Consumer<M, S> {
     /// # Errors
     ///
     /// As for [`next`](Self::next).
-    #[inline]
+    #[inline(always)]
     pub fn peek(&mut self) -> Result<Peek<'_, M>, ReadError> {
         Peek::new(&mut self.state, &self.memory)
     }
@@ -141,7 +141,7 @@ impl<M: RingMemory, S: AsMut<[u64]>> Consumer<M, S> {
         }
         // Publishing orders the copies out of the ring in front of the index, and the index in front of the load of what the
         // peer waits for: the peer sees the room, or we see that it waits.
-        publish(&self.memory.control().read_index, state.read);
+        self.memory.publish(&self.memory.control().read_index, state.read);
         state.room_given(&self.memory)
     }
 
@@ -347,6 +347,7 @@ pub struct Peek<'c, M> {
 }
 
 impl<'c, M: RingMemory> Peek<'c, M> {
+    #[inline(always)]
     fn new(state: &'c mut State, memory: &'c M) -> Result<Self, ReadError> {
         state.refill(memory)?;
         // Read once.
@@ -354,6 +355,7 @@ impl<'c, M: RingMemory> Peek<'c, M> {
         Self::checked(state, memory, descriptor)
     }
 
+    #[inline(always)]
     fn checked(state: &'c mut State, memory: &'c M, descriptor: Descriptor) -> Result<Self, ReadError> {
         match descriptor.check(state.available) {
             Ok(descriptor) => Ok(Self {
@@ -418,7 +420,7 @@ impl<'c, M: RingMemory> Peek<'c, M> {
     /// # Errors
     ///
     /// [`Corruption::TooLong`] if it does not fit: the peer sends more than what was agreed on. Page lists are checked, too.
-    #[inline]
+    #[inline(always)]
     pub fn take_into<'b>(self, slot: &'b mut [u64]) -> Result<Packet<'b>, ReadError> {
         let Self {
             state,
@@ -438,6 +440,18 @@ impl<'c, M: RingMemory> Peek<'c, M> {
                 .map_err(|corruption| state.put_back(descriptor, corruption));
         }
         Ok(Packet::new(descriptor, body))
+    }
+
+    /// Takes the packet, and copies as much of its payload's beginning as fits to the caller's memory. Page lists are left out,
+    /// unchecked.
+    #[inline(always)]
+    pub fn take_payload_into(self, slot: &mut [u64]) {
+        let words = slot.len().min(self.descriptor.payload() as usize / 8);
+        // Within the packet, which lies within the ring; never empty-handed, the length was just compared.
+        let start = DESCRIPTOR.wrapping_add(self.descriptor.external());
+        let slot = slot.get_mut(..words).unwrap_or_default();
+        self.memory.load(self.state.read.wrapping_add(start), slot);
+        self.skip();
     }
 
     /// Takes the packet and throws it away.

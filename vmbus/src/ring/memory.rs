@@ -5,6 +5,7 @@
 
 use super::control::Control;
 use super::geometry::padded;
+use super::sync::{AtomicU32, publish};
 
 pub(super) mod sealed {
     pub trait Sealed {}
@@ -20,6 +21,12 @@ compile_error!("VMBus exists on 64-bit machines only, and sums of offsets and le
 pub trait RingMemory: sealed::Sealed {
     /// The control page.
     fn control(&self) -> &Control;
+
+    /// Stores a word of the control page, and lets no later load of another one overtake the store.
+    #[inline(always)]
+    fn publish(&self, word: &AtomicU32, value: u32) {
+        publish(word, value);
+    }
 
     /// Data bytes: whole pages.
     fn size(&self) -> u32;

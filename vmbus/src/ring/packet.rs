@@ -128,7 +128,16 @@ impl Descriptor {
 
     /// Checks everything that a descriptor can tell: the packet and its trailer lie within `available` bytes, the payload
     /// within the packet; type and flags exist.
+    #[inline(always)]
     pub(super) fn check(self, available: u32) -> Result<Self, Corruption> {
+        if self.is_usual() && self.total() <= available {
+            return Ok(self);
+        }
+        self.check_unusual(available)
+    }
+
+    #[inline(never)]
+    fn check_unusual(self, available: u32) -> Result<Self, Corruption> {
         let raw: PacketDescriptor = zerocopy::transmute!([self.first, self.transaction_id]);
         let (data_offset8, length8) = (raw.data_offset8.get(), raw.length8.get());
         if self.data_offset() < DESCRIPTOR || data_offset8 > length8 {

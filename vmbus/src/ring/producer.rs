@@ -8,7 +8,7 @@ use super::geometry::{Geometry, padded};
 use super::memory::RingMemory;
 use super::packet::{DESCRIPTOR, Header, MAX_LENGTH, PacketToSend, TRAILER};
 use super::reservation::Reservation;
-use super::sync::{Ordering, observe, publish};
+use super::sync::{Ordering, observe};
 
 /// Writes packets into a ring: stages any number, then makes all of them visible at once.
 ///
@@ -190,7 +190,7 @@ impl<M: RingMemory> Producer<M> {
         let control = self.memory.control();
         // Publishing orders the packets in front of the index, and the index in front of the two loads below: a consumer that
         // unmasks and then finds the ring empty has unmasked before our load, or we have published before its.
-        publish(&control.write_index, state.write);
+        self.memory.publish(&control.write_index, state.write);
         let before = core::mem::replace(&mut state.committed, state.write);
         if observe(&control.interrupt_mask) != 0 {
             return Signal::NotNeeded;
@@ -220,7 +220,7 @@ impl<M: RingMemory> Producer<M> {
         let needed = needed.wrapping_add(7) & !7;
         if self.state.room < needed {
             // Publishing orders this in front of the load: the peer sees that we wait, or we see the room that it made.
-            publish(&self.memory.control().pending_send_size, needed);
+            self.memory.publish(&self.memory.control().pending_send_size, needed);
             self.state.waiting_for = needed;
             let refreshed = self.state.refresh(&self.memory);
             if refreshed.is_ok() && self.state.room < needed {

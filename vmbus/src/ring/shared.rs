@@ -14,6 +14,7 @@ use super::copy;
 use super::error::InvalidRing;
 use super::geometry::{Geometry, padded};
 use super::memory::{RingMemory, sealed};
+use super::sync::{AtomicU32, publish, publish_here};
 use crate::protocol::packet::PAGE_SIZE;
 
 /// A ring in pages that a peer sees, too.
@@ -26,6 +27,8 @@ pub struct SharedRing<K = ()> {
     geometry: Geometry,
     /// How many bytes can be reached from `data` on: the size, or twice that where the pages are mapped twice in a row.
     mapped: usize,
+    /// Both ends run on one processor.
+    is_local: bool,
     keeper: K,
 }
 
@@ -61,6 +64,7 @@ impl<K> SharedRing<K> {
             data,
             geometry,
             mapped: size as usize,
+            is_local: false,
             keeper,
         })
     }
@@ -87,6 +91,13 @@ impl<K> SharedRing<K> {
             mapped: ring.mapped.saturating_mul(2),
             ..ring
         })
+    }
+
+    /// Tells that the other end of the ring runs on this processor, as this one always does: then no locked instruction is
+    /// needed to order what one end publishes and what it looks at next.
+    #[must_use]
+    pub fn with_peer_on_this_processor(self) -> Self {
+        Self { is_local: true, ..self }
     }
 
     /// What keeps the pages.
@@ -170,6 +181,15 @@ impl<K> RingMemory for SharedRing<K> {
     fn control(&self) -> &Control {
         // SAFETY: the page is valid and aligned (constructor), and `Control` is nothing but atomics.
         unsafe { self.control.as_ref() }
+    }
+
+    #[inline(always)]
+    fn publish(&self, word: &AtomicU32, value: u32) {
+        if self.is_local {
+            publish_here(word, value);
+        } else {
+            publish(word, value);
+        }
     }
 
     #[inline]

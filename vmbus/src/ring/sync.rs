@@ -21,6 +21,16 @@ pub(super) fn publish(word: &AtomicU32, value: u32) {
     }
 }
 
+/// Stores `value` as [`publish`] does, for a peer on this processor: what runs here later sees all that was stored before,
+/// whatever the processor does, so that only the compiler is to keep the order.
+#[inline]
+#[cfg(not(loom))]
+pub(super) fn publish_here(word: &AtomicU32, value: u32) {
+    // Release: orders the data in front of the index for the compiler, too.
+    word.store(value, Ordering::Release);
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+}
+
 /// Loads what the peer may have published, after [`publish`] or [`fence`].
 ///
 /// Acquire at least: the peer's data is visible once its index is. Sequentially consistent, because after [`publish`] it may

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use crate::Platform;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn, SharedPages};
-use crate::platform::{PageUse, TimedOut, Wait};
+use crate::platform::{Callers, PageUse, TimedOut, Wait};
 use crate::time::Instant;
 
 /// What [`check_platform`] found out about a platform without faults.
@@ -150,6 +150,27 @@ pub enum PlatformFault {
         /// How many there are.
         count: u32,
     },
+    /// One processor is promised, and there are more.
+    #[error(
+        "callers promises {promised:?}, and there are {count} processors, of which this is number {index}: such a promise holds \
+         only where number 0 alone ever calls into the crate"
+    )]
+    PromisesOneProcessor {
+        /// What was promised.
+        promised: Callers,
+        /// The running processor.
+        index: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// The promise is another one each time.
+    #[error("callers returned {first:?}, then {second:?}: what is promised holds for ever")]
+    PromiseChanged {
+        /// The first answer.
+        first: Callers,
+        /// The second.
+        second: Callers,
+    },
     /// A wait did not look at its condition.
     #[error(
         "wait returned success, but its condition had not held: call Wait::is_ready, and return Ok only if it is true"
@@ -198,7 +219,8 @@ const BLOCK_PAGES: usize = 4;
 ///
 /// Call it once in the real kernel in task context, before the bus is connected. It allocates a few pages and gives them
 /// back, takes no time, and needs neither a heap nor a host. What it cannot check: that another processor or the host sees the
-/// same memory, and that pages for the hypercall page are executable.
+/// same memory, that pages for the hypercall page are executable, and that nobody calls whom [`Platform::callers`] rules out,
+/// beyond the number of processors.
 ///
 /// # Errors
 ///
@@ -226,6 +248,16 @@ fn check_processor(platform: &'static dyn Platform, count: u32) -> Result<(), Pl
     let index = platform.current_processor().0;
     if index >= count {
         return Err(PlatformFault::NoSuchProcessor { index, count });
+    }
+    let (promised, second) = (platform.callers(), platform.callers());
+    if promised != second {
+        return Err(PlatformFault::PromiseChanged {
+            first: promised,
+            second,
+        });
+    }
+    if promised != Callers::Anywhere && (count != 1 || index != 0) {
+        return Err(PlatformFault::PromisesOneProcessor { promised, index, count });
     }
     Ok(())
 }

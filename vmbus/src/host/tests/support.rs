@@ -55,7 +55,11 @@ impl Log {
 
 /// A host on a clock of real time.
 pub(super) fn host() -> (Host, &'static TestPlatform) {
-    let platform = TestPlatform::leak();
+    host_on(TestPlatform::leak())
+}
+
+/// The same on a platform of the test's.
+pub(super) fn host_on(platform: &'static TestPlatform) -> (Host, &'static TestPlatform) {
     let start = std::time::Instant::now();
     let clock = move || Instant::from_reference_units(1 + u64::try_from(start.elapsed().as_nanos() / 100).unwrap());
     (Host::new(platform, clock).unwrap(), platform)
@@ -140,7 +144,24 @@ impl Pair {
         server_handler: impl Fn(&End, IncomingPacket<Arc<Log>>) + Send + Sync + 'static,
         client_handler: impl Fn(&End, IncomingPacket<Arc<Log>>) + Send + Sync + 'static,
     ) -> Self {
-        let (host, platform) = host();
+        Self::on(
+            TestPlatform::leak(),
+            server_init,
+            client_init,
+            server_handler,
+            client_handler,
+        )
+    }
+
+    /// Opens a channel on a platform of the test's.
+    pub(super) fn on(
+        platform: &'static TestPlatform,
+        server_init: impl FnOnce(DisabledEnd) -> DisabledEnd,
+        client_init: impl FnOnce(DisabledEnd) -> DisabledEnd,
+        server_handler: impl Fn(&End, IncomingPacket<Arc<Log>>) + Send + Sync + 'static,
+        client_handler: impl Fn(&End, IncomingPacket<Arc<Log>>) + Send + Sync + 'static,
+    ) -> Self {
+        let (host, platform) = host_on(platform);
         let server = server_init(server_with(&host, server_handler)).enable(SOON).unwrap();
         let client = client_init(client_with(&host, client_handler)).enable(SOON).unwrap();
         server.context().take();

@@ -87,6 +87,7 @@ impl<C: Context> Core<C> {
             return Err(Error::Corrupt);
         }
         let mut incoming = self.incoming.lock(self.platform);
+        self.refill(&mut incoming);
         let mut slot = incoming.take_slot().ok_or(Error::TooManyPackets)?;
         if !slot.become_saved(content, list_len) {
             incoming.put_back(slot);

@@ -27,6 +27,8 @@ enum Mistake {
     BeyondPhysical,
     MovesPages,
     ProcessorNumber,
+    PromisesTooMuch,
+    PromisesNowThis,
     WaitReturnsAtOnce,
     WaitNeverLate,
     WaitGivesUp,
@@ -149,6 +151,14 @@ unsafe impl Platform for Broken {
 
     fn schedule_deferred(&self, _processor: ProcessorIndex) {}
 
+    fn callers(&self) -> Callers {
+        match self.mistake {
+            Mistake::PromisesTooMuch => Callers::OneProcessor,
+            Mistake::PromisesNowThis if self.depth.fetch_xor(1, Ordering::Relaxed) == 0 => Callers::OneAtATime,
+            _ => Callers::Anywhere,
+        }
+    }
+
     fn enter_dispatch(&self) -> DispatchToken {
         DispatchToken(self.depth.fetch_add(1, Ordering::Relaxed))
     }
@@ -262,6 +272,21 @@ fn each_mistake_is_found_and_its_message_says_what_to_do() {
         }),
         (Mistake::ProcessorNumber, |fault| {
             *fault == PlatformFault::NoSuchProcessor { index: 7, count: 2 }
+        }),
+        (Mistake::PromisesTooMuch, |fault| {
+            *fault
+                == PlatformFault::PromisesOneProcessor {
+                    promised: Callers::OneProcessor,
+                    index: 1,
+                    count: 2,
+                }
+        }),
+        (Mistake::PromisesNowThis, |fault| {
+            *fault
+                == PlatformFault::PromiseChanged {
+                    first: Callers::OneAtATime,
+                    second: Callers::Anywhere,
+                }
         }),
         (Mistake::WaitReturnsAtOnce, |fault| {
             *fault == PlatformFault::WaitIgnoresCondition

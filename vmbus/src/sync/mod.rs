@@ -1,0 +1,153 @@
+//! The crate's lock: a spin lock that keeps deferred work off its processor while it is held.
+//!
+//! Never taken in the interrupt entry, never held across a callback or a wait. On a platform that promises something about who
+//! calls ([`Callers`]), a lock costs less: no locked instruction where there is one processor, and no dispatch section either
+//! where calls come one at a time. [`Word`] is the same for a few bits.
+
+mod word;
+
+use core::fmt;
+use core::ops::DerefMut;
+
+#[cfg(loom)]
+pub(crate) use self::word::ModelWord;
+pub(crate) use self::word::Word;
+use crate::Platform;
+use crate::platform::{Callers, DispatchToken};
+
+/// A spin lock whose holder is in a dispatch section of the platform.
+pub struct Lock<T> {
+    held: Word,
+    value: word::Guarded<T>,
+}
+
+impl<T> Lock<T> {
+    /// Makes a free lock around `value`, for callers on any number of processors.
+    pub const fn new(value: T) -> Self {
+        Self::for_callers(Callers::Anywhere, value)
+    }
+
+    /// Makes a free lock around `value` that costs no more than the platform's promise asks for.
+    pub fn new_on(platform: &'static dyn Platform, value: T) -> Self {
+        Self::for_callers(platform.callers(), value)
+    }
+
+    const fn for_callers(callers: Callers, value: T) -> Self {
+        Self {
+            held: Word::new(callers, FREE),
+            value: word::Guarded::new(value),
+        }
+    }
+
+    /// Enters a dispatch section and takes the lock. Context: task or deferred work.
+    #[inline]
+    pub fn lock(&self, platform: &'static dyn Platform) -> LockGuard<'_, T> {
+        let section = DispatchSection::enter_for(self.held.callers(), platform);
+        if !self.try_hold() {
+            self.hold_later();
+        }
+        LockGuard {
+            lock: self,
+            _section: section,
+        }
+    }
+
+    #[inline]
+    fn try_hold(&self) -> bool {
+        self.held.compare_exchange(FREE, HELD).is_ok()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hold_later(&self) {
+        // Where calls come one at a time, this is a lock held across a callback: a mistake of this crate.
+        debug_assert!(self.held.callers() != Callers::OneAtATime, "a lock is taken twice");
+        while !self.try_hold() {
+            while self.held.load() == HELD {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Takes the lock if it is free, without a dispatch section: for the crash path, which runs alone.
+    pub fn try_lock_in_emergency(&self) -> Option<impl DerefMut<Target = T> + '_> {
+        // Made only if the lock was taken: the drop of a guard frees it.
+        self.try_hold().then(|| LockGuard {
+            lock: self,
+            _section: DispatchSection::none(),
+        })
+    }
+
+    /// Returns the value, which nobody else can reach.
+    pub const fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+}
+
+const FREE: u8 = 0;
+const HELD: u8 = 1;
+
+impl<T: fmt::Debug> fmt::Debug for Lock<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.try_lock_in_emergency() {
+            Some(guard) => formatter.debug_tuple("Lock").field(&*guard).finish(),
+            None => formatter.write_str("Lock(held)"),
+        }
+    }
+}
+
+/// A dispatch section of the platform, left when dropped: meanwhile the caller stays on its processor, and no deferred work
+/// of this crate runs there.
+pub(crate) struct DispatchSection(Option<(&'static dyn Platform, DispatchToken)>);
+
+impl DispatchSection {
+    pub(crate) fn enter(platform: &'static dyn Platform) -> Self {
+        Self(Some((platform, platform.enter_dispatch())))
+    }
+
+    /// Enters a section unless calls come one at a time, when nothing could come between.
+    #[inline]
+    fn enter_for(callers: Callers, platform: &'static dyn Platform) -> Self {
+        match callers {
+            Callers::OneAtATime => Self::none(),
+            Callers::Anywhere | Callers::OneProcessor => Self::enter(platform),
+        }
+    }
+
+    const fn none() -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for DispatchSection {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some((platform, token)) = self.0.take() {
+            platform.leave_dispatch(token);
+        }
+    }
+}
+
+/// The right to use what a [`Lock`] guards.
+pub struct LockGuard<'a, T> {
+    lock: &'a Lock<T>,
+    // Left after the lock, whose guard lets go in its own drop, in front of its fields': with the section left first, deferred
+    // work could run here and spin on the lock for ever.
+    _section: DispatchSection,
+}
+
+impl<T> Drop for LockGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.lock.held.store(FREE);
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for LockGuard<'_, T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Locks and words under each promise that a platform may make.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::test_platform::TestPlatform;
+
+const ALL: [Callers; 3] = [Callers::Anywhere, Callers::OneProcessor, Callers::OneAtATime];
+
+#[test]
+fn words_change_alike_under_each_promise() {
+    for callers in ALL {
+        let word = Word::new(callers, 1);
+        assert_eq!(word.compare_exchange(0, 5), Err(1), "{callers:?}");
+        assert_eq!(word.compare_exchange(1, 0x80), Ok(()));
+        assert_eq!(word.set(3), 0x80);
+        assert_eq!(word.clear(0x81), 0x83);
+        assert_eq!(word.load(), 2);
+        word.store(9);
+        assert_eq!(word.load(), 9);
+    }
+}
+
+#[test]
+fn a_lock_is_held_by_one_and_free_again_behind_it() {
+    let platform = TestPlatform::leak();
+    for callers in ALL {
+        let mut lock = Lock::for_callers(callers, 7);
+        let mut guard = lock.lock(platform);
+        assert!(lock.try_lock_in_emergency().is_none(), "{callers:?}");
+        assert_eq!(format!("{lock:?}"), "Lock(held)");
+        *guard += 1;
+        drop(guard);
+        assert_eq!(*lock.try_lock_in_emergency().unwrap(), 8);
+        assert_eq!(format!("{lock:?}"), "Lock(8)");
+        *lock.get_mut() = 9;
+        assert_eq!(*lock.lock(platform), 9);
+    }
+}
+
+#[test]
+fn locks_for_anywhere_keep_threads_apart() {
+    let platform = TestPlatform::leak();
+    let lock = Lock::new(0_usize);
+    let rounds = if cfg!(miri) { 50 } else { 20_000 };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..rounds {
+                    *lock.lock(platform) += 1;
+                }
+            });
+        }
+    });
+    assert_eq!(*lock.lock(platform), 4 * rounds);
+}
+
+/// Counts sections, and says who calls.
+struct Sections {
+    callers: Callers,
+    open: AtomicUsize,
+    entered: AtomicUsize,
+}
+
+impl Sections {
+    fn leak(callers: Callers) -> &'static Self {
+        Box::leak(Box::new(Self {
+            callers,
+            open: AtomicUsize::new(0),
+            entered: AtomicUsize::new(0),
+        }))
+    }
+}
+
+mod platform {
+    #![expect(unsafe_code, reason = "implements the platform trait")]
+    use core::ptr::NonNull;
+
+    use super::*;
+    use crate::memory::Gpa;
+    use crate::platform::{NotMapped, OutOfPages, PageUse, ProcessorIndex};
+
+    // SAFETY: it has no memory, and each test that makes a promise calls from one thread.
+    unsafe impl Platform for Sections {
+        fn allocate_pages(&self, page_count: usize, _: PageUse) -> Result<NonNull<u8>, OutOfPages> {
+            Err(OutOfPages { page_count })
+        }
+        unsafe fn release_pages(&self, _: NonNull<u8>, _: usize) {}
+        fn translate(&self, address: NonNull<u8>) -> Result<Gpa, NotMapped> {
+            let address = address.addr().get();
+            Err(NotMapped { address })
+        }
+        fn current_processor(&self) -> ProcessorIndex {
+            ProcessorIndex(0)
+        }
+        fn schedule_deferred(&self, _: ProcessorIndex) {}
+        fn callers(&self) -> Callers {
+            self.callers
+        }
+        fn enter_dispatch(&self) -> DispatchToken {
+            self.entered.fetch_add(1, Ordering::Relaxed);
+            DispatchToken(self.open.fetch_add(1, Ordering::Relaxed))
+        }
+        fn leave_dispatch(&self, token: DispatchToken) {
+            assert_eq!(self.open.fetch_sub(1, Ordering::Relaxed), token.0 + 1);
+        }
+    }
+}
+
+#[test]
+fn a_lock_needs_a_dispatch_section_unless_calls_come_one_at_a_time() {
+    for callers in ALL {
+        let platform = Sections::leak(callers);
+        let lock = Lock::new_on(platform, ());
+        let guard = lock.lock(platform);
+        let expected = usize::from(callers != Callers::OneAtATime);
+        assert_eq!(platform.open.load(Ordering::Relaxed), expected, "{callers:?}");
+        drop(guard);
+        assert_eq!(platform.open.load(Ordering::Relaxed), 0);
+        assert_eq!(platform.entered.load(Ordering::Relaxed), expected);
+    }
+}
