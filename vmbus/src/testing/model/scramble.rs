@@ -35,9 +35,10 @@ impl Scrambler {
                         if platform.guest_write(gpa, pattern).is_err() {
                             return;
                         }
+                        // After each: on a busy machine a guest would only ever see the last one.
+                        std::thread::yield_now();
                     }
                     rounds_there.fetch_add(1, Ordering::Relaxed);
-                    std::thread::yield_now();
                 }
             });
         let scrambler = Self {
