@@ -26,7 +26,8 @@
 //!     let memory = MemoryDisk::new(platform, 64 << 20, WriteCache::None)?;
 //!     controller.attach(Address::lun(0), Disk::new(memory, DiskConfig::default())?)?;
 //!     controller.offer()?;
-//!     // The driver's `allocate_client(&host)` finds it. Requests are served in `host.process()`, where deferred work runs.
+//!     // A driver finds it on the host, or on the bus that the host is attached to. Requests are served in `host.process()`, where
+//!     // deferred work runs, or by the bus.
 //!     Ok(controller)
 //! }
 //! ```
@@ -96,7 +97,7 @@ mod config;
 mod controller;
 mod disk;
 mod fault;
-#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+#[cfg(all(any(test, feature = "testing"), unix))]
 mod image_file;
 mod memory_disk;
 mod outcome;
@@ -112,7 +113,7 @@ pub use config::{Address, Config, Kind, ReportLuns, Reset, Version};
 pub use controller::{AttachError, Controller, HeldRequest};
 pub use disk::{Disk, DiskConfig, Provisioning, ZeroLength};
 pub use fault::{Effect, FalseData, Fault, Filter, Rewrite};
-#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+#[cfg(all(any(test, feature = "testing"), unix))]
 pub use image_file::ImageFile;
 pub use memory_disk::{MemoryDisk, PowerCut, WriteCache};
 pub use outcome::{Outcome, Sense};

@@ -1,8 +1,6 @@
 //! Reading, writing, flushing, giving up.
 
-use super::super::{
-    Address, Backend, Config, Disk, DiskConfig, ImageFile, PowerCut, Provisioning, WriteCache, ZeroLength,
-};
+use super::super::{Address, Config, DiskConfig, PowerCut, Provisioning, WriteCache, ZeroLength};
 use super::support::{Data, Ground, pattern, read_10, sixteen, ten, write_10};
 
 const INVALID: u8 = 0x06;
@@ -287,7 +285,9 @@ fn write_same_repeats_a_block_or_gives_blocks_up() {
 }
 
 #[test]
+#[cfg(unix)]
 fn an_image_file_is_a_disk_like_any_other() {
+    use super::super::{Backend, Disk, ImageFile};
     let path = std::env::temp_dir().join(format!("vmbus-image-{}", std::process::id()));
     let ground = Ground::ready(Config::default());
     let config = DiskConfig {

@@ -12,7 +12,8 @@ use crate::{Deadline, Instant};
 
 pub(super) const SCSI: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
 pub(super) const IDE: Guid = Guid::literal("32412632-86cb-44a2-9b5c-50d1417354f5");
-pub(super) const SOON: Deadline = Deadline::seconds(5);
+/// Never reached, on a busy machine either.
+pub(super) const SOON: Deadline = Deadline::seconds(60);
 /// For what is known not to come.
 pub(super) const AT_ONCE: Deadline = Deadline::millis(1);
 
