@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::device::storage::{Config, Controller, Disk, SCSI, attach, attach_with};
 use crate::host::Host;
-use crate::kmcl::{Channel, IncomingPacket, Instance};
+use crate::kmcl::{Channel, ExternalData, IncomingPacket, Instance};
 use crate::memory::DmaBuffer;
 use crate::protocol::Guid;
 use crate::test_platform::TestPlatform;
@@ -109,6 +109,25 @@ pub(super) struct Script {
     next_step: u32,
 }
 
+/// Memory that a request lends.
+pub(super) trait Memory {
+    fn len(&self) -> usize;
+    fn read(&self, target: &mut [u8]);
+    fn write(&self, source: &[u8]);
+}
+
+impl Memory for ExternalData<'_> {
+    fn len(&self) -> usize {
+        self.len()
+    }
+    fn read(&self, target: &mut [u8]) {
+        self.read_at(0, target).unwrap();
+    }
+    fn write(&self, source: &[u8]) {
+        self.write_at(0, source).unwrap();
+    }
+}
+
 type Shared = Arc<Mutex<Script>>;
 
 /// The controller, its host, and a clock that goes on a little with each look.
@@ -136,20 +155,7 @@ impl Fake {
         // 10 us for each look.
         let now = move || Instant::from_reference_units(looks.fetch_add(100, Ordering::Relaxed));
         let host = Host::new(platform, now).unwrap();
-        let script = Arc::new(Mutex::new(Script {
-            versions: vec![0x602, 0x600, 0x501, 0x402],
-            max_transfer: 0x40000,
-            disks: disks.into_iter().collect(),
-            reports_luns: true,
-            faults: VecDeque::new(),
-            raw_answer: None,
-            init_status: BTreeMap::new(),
-            seen: Vec::new(),
-            steps: Vec::new(),
-            holds: false,
-            held: Vec::new(),
-            next_step: 7,
-        }));
+        let script = Arc::new(Mutex::new(Script::new(disks)));
         let server = Channel::allocate_server_with(&host, script.clone())
             .unwrap()
             .init_set_target_interface_id(class, instance)
@@ -272,6 +278,23 @@ pub(super) fn bytes_of(buffer: &DmaBuffer) -> Vec<u8> {
 }
 
 impl Script {
+    pub(super) fn new(disks: impl IntoIterator<Item = (u8, FakeDisk)>) -> Self {
+        Self {
+            versions: vec![0x602, 0x600, 0x501, 0x402],
+            max_transfer: 0x40000,
+            disks: disks.into_iter().collect(),
+            reports_luns: true,
+            faults: VecDeque::new(),
+            raw_answer: None,
+            init_status: BTreeMap::new(),
+            seen: Vec::new(),
+            steps: Vec::new(),
+            holds: false,
+            held: Vec::new(),
+            next_step: 7,
+        }
+    }
+
     /// As if the controller had just been opened.
     pub(super) fn restart(&mut self) {
         self.next_step = 7;
@@ -280,20 +303,34 @@ impl Script {
     fn answer(&mut self, mut packet: IncomingPacket<Shared>) {
         let bytes = packet.payload().to_vec();
         assert!(packet.wants_completion(), "every packet asks for a completion");
-        assert_eq!(word(&bytes, 4), 1, "and says so in its flags");
+        let answer = if packet.has_external_data() {
+            let data = packet.external_data().unwrap();
+            self.answer_to(&bytes, Some(&data))
+        } else {
+            self.answer_to(&bytes, None)
+        };
+        packet.complete(&answer).unwrap();
+    }
+
+    /// Returns the answer to a packet that may lend memory.
+    pub(super) fn answer_to(&mut self, bytes: &[u8], memory: Option<&dyn Memory>) -> Vec<u8> {
+        assert_eq!(
+            word(bytes, 4),
+            1,
+            "each packet says in its flags that it wants a completion"
+        );
         let mut answer = vec![0; bytes.len()];
         answer[0] = 1;
-        let operation = word(&bytes, 0);
+        let operation = word(bytes, 0);
         if operation == 3 {
             if let Some(raw) = self.raw_answer.take() {
-                packet.complete(&raw).unwrap();
-                return;
+                return raw;
             }
-            self.execute(&bytes, &mut packet, &mut answer);
+            self.execute(bytes, memory, &mut answer);
         } else {
-            self.initialise(operation, &bytes, &mut answer);
+            self.initialise(operation, bytes, &mut answer);
         }
-        packet.complete(&answer).unwrap();
+        answer
     }
 
     fn initialise(&mut self, operation: u32, bytes: &[u8], answer: &mut [u8]) {
@@ -323,11 +360,11 @@ impl Script {
         }
     }
 
-    fn execute(&mut self, bytes: &[u8], packet: &mut IncomingPacket<Shared>, answer: &mut [u8]) {
+    fn execute(&mut self, bytes: &[u8], memory: Option<&dyn Memory>, answer: &mut [u8]) {
         let (lun, cdb_len, data_in) = (bytes[19], usize::from(bytes[20]), bytes[22]);
         let transfer = word(bytes, 24);
         let cdb = bytes[28..28 + cdb_len].to_vec();
-        let is_external = packet.has_external_data();
+        let is_external = memory.is_some();
         self.seen.push(Seen {
             operation: cdb[0],
             lun,
@@ -349,16 +386,17 @@ impl Script {
             Some(fault) if !fault.is_done => fault.clone(),
             _ => {
                 let mut input = vec![0; transfer as usize];
-                if is_external && data_in == 0 {
-                    let data = packet.external_data().unwrap();
-                    assert!(data.len() >= input.len(), "the memory is as long as the transfer");
-                    data.read_at(0, &mut input).unwrap();
+                if let Some(memory) = memory
+                    && data_in == 0
+                {
+                    assert!(memory.len() >= input.len(), "the memory is as long as the transfer");
+                    memory.read(&mut input);
                 }
                 let (mut end, output) = self.scsi(lun, &cdb, &input);
                 if !output.is_empty() {
                     assert_eq!(data_in, 1, "the direction of {:#x}", cdb[0]);
                     let len = output.len().min(transfer as usize);
-                    packet.external_data().unwrap().write_at(0, &output[..len]).unwrap();
+                    memory.unwrap().write(&output[..len]);
                     end.transferred = Some(len as u32);
                 } else if end.srb == 1 {
                     end.transferred = Some(if data_in == 0 { transfer } else { 0 });
