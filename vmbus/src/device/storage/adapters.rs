@@ -62,14 +62,18 @@ mod bytes {
             let rest = self.disk.size_bytes().saturating_sub(self.position);
             let len = usize::try_from(rest).unwrap_or(usize::MAX).min(len);
             #[expect(clippy::cast_possible_truncation, reason = "a remainder of a block's length")]
-            let offset = (self.position % block_len as u64) as usize;
-            let whole = len / block_len * block_len;
+            let offset = self.position.checked_rem(block_len as u64).unwrap_or(0) as usize;
+            let whole = len.saturating_sub(len.checked_rem(block_len).unwrap_or(0));
             let now = if offset == 0 && whole > 0 {
                 whole
             } else {
-                len.min(block_len - offset)
+                len.min(block_len.saturating_sub(offset))
             };
-            (Lba(self.position / block_len as u64), offset, now)
+            (
+                Lba(self.position.checked_div(block_len as u64).unwrap_or(0)),
+                offset,
+                now,
+            )
         }
     }
 
@@ -102,9 +106,13 @@ mod bytes {
                 self.disk.read_into(lba, target, PATIENCE)?;
             } else if now > 0 {
                 self.disk.read_into(lba, &mut self.block, PATIENCE)?;
-                target.copy_from_slice(self.block.get(offset..offset + now).ok_or(Error::OutOfRange)?);
+                target.copy_from_slice(
+                    self.block
+                        .get(offset..offset.saturating_add(now))
+                        .ok_or(Error::OutOfRange)?,
+                );
             }
-            self.position += now as u64;
+            self.position = self.position.saturating_add(now as u64);
             Ok(now)
         }
     }
@@ -124,11 +132,14 @@ mod bytes {
                 self.disk.write_from(lba, source, PATIENCE)?;
             } else {
                 self.disk.read_into(lba, &mut self.block, PATIENCE)?;
-                let place = self.block.get_mut(offset..offset + now).ok_or(Error::OutOfRange)?;
+                let place = self
+                    .block
+                    .get_mut(offset..offset.saturating_add(now))
+                    .ok_or(Error::OutOfRange)?;
                 place.copy_from_slice(source);
                 self.disk.write_from(lba, &self.block, PATIENCE)?;
             }
-            self.position += now as u64;
+            self.position = self.position.saturating_add(now as u64);
             Ok(now)
         }
 

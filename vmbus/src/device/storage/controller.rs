@@ -123,7 +123,7 @@ fn initialise(
     if limit < PAGE {
         return Err(Error::Protocol);
     }
-    let max_transfer = limit.min(wanted) / PAGE * PAGE;
+    let max_transfer = limit.min(wanted).saturating_div(PAGE).saturating_mul(PAGE);
     log::info!(
         target: "vmbus::storage",
         "{}: storage protocol {version}, transfers of up to {max_transfer} bytes",
@@ -135,7 +135,7 @@ fn initialise(
             channel,
             version,
             max_transfer,
-            copy_len: config.copy_buffer_len.max(PAGE_SIZE) / PAGE_SIZE * PAGE_SIZE,
+            copy_len: config.copy_buffer_len.max(PAGE_SIZE),
         })?,
         is_ide,
         disks: Lock::new(Vec::new()),

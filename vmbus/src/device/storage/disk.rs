@@ -329,10 +329,8 @@ impl Disk {
     /// [`Error`]; what was read until then is in `target`.
     pub fn read_into(&self, first: Lba, target: &mut [u8], deadline: Deadline) -> Result<(), Error> {
         self.check_bytes(first, target.len())?;
-        let mut lba = first;
         self.through_buffers(target.len(), deadline, |range, buffer, deadline| {
-            let buffer = self.read(lba, buffer, deadline)?;
-            lba.0 += range.len() as u64 >> self.0.block_shift;
+            let buffer = self.read(self.behind(first, range.start), buffer, deadline)?;
             let target = target.get_mut(range).ok_or(Error::OutOfRange)?;
             buffer.read_at(0, target).map_err(|_| Error::OutOfRange)
         })
@@ -346,15 +344,18 @@ impl Disk {
     /// [`Error`]; what was written until then is written.
     pub fn write_from(&self, first: Lba, source: &[u8], deadline: Deadline) -> Result<(), Error> {
         self.check_bytes(first, source.len())?;
-        let mut lba = first;
         self.through_buffers(source.len(), deadline, |range, buffer, deadline| {
-            let blocks = range.len() as u64 >> self.0.block_shift;
+            let lba = self.behind(first, range.start);
             let source = source.get(range).ok_or(Error::OutOfRange)?;
             buffer.write_at(0, source).map_err(|_| Error::OutOfRange)?;
             drop(self.write(lba, buffer, deadline)?);
-            lba.0 += blocks;
             Ok(())
         })
+    }
+
+    /// The block that lies so many bytes behind `first`.
+    fn behind(&self, first: Lba, bytes: usize) -> Lba {
+        Lba(first.0.saturating_add(bytes as u64 >> self.0.block_shift))
     }
 
     /// Calls `each` with pieces of `len` bytes and a buffer for each; the deadline counts for all of it.
@@ -366,13 +367,14 @@ impl Disk {
     ) -> Result<(), Error> {
         let inner = &self.0.unit.inner;
         let deadline = deadline.fixed(inner.channel.now());
-        let mut from = 0;
+        let block_len = self.block_len() as usize;
+        let most = (inner.copy_len >> self.0.block_shift << self.0.block_shift).max(block_len);
+        let mut from = 0_usize;
         while from < len {
-            // A page at least, so a block of any size but the largest; these take what there is.
-            let piece = (len - from).min(inner.copy_len);
-            let buffer = copy_buffer(inner, piece, deadline)?;
-            each(from..from + piece, buffer, deadline)?;
-            from += piece;
+            let to = from.saturating_add(most).min(len);
+            let buffer = copy_buffer(inner, to.saturating_sub(from), deadline)?;
+            each(from..to, buffer, deadline)?;
+            from = to;
         }
         Ok(())
     }

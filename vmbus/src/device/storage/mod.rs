@@ -53,6 +53,20 @@
 //! Sources: the protocol as Linux's `storvsc_drv.c` and FreeBSD's `hv_storvsc` (guests) and OpenVMM's `storvsp` (a host) speak
 //! it; SCSI from the public drafts of SPC-4 and SBC-3. Microsoft has not published a specification.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 #[cfg(any(feature = "embedded-io", feature = "embedded-sdmmc"))]
 mod adapters;
 mod config;

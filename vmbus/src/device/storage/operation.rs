@@ -315,7 +315,7 @@ impl Operation {
     fn put(&mut self, index: usize, part: Part) {
         if let Some(place) = self.parts.get_mut(index) {
             *place = Some(part);
-            self.used = self.used.max(index + 1);
+            self.used = self.used.max(index.saturating_add(1));
         }
     }
 
@@ -389,12 +389,12 @@ impl Operation {
         let Ok(rest) = usize::try_from(from).map_or(Err(()), |from| self.memory.range(from, 0).map_err(|_| ())) else {
             return 0;
         };
-        let (mut len, mut last) = (0, None);
+        let (mut len, mut last) = (0_u64, None);
         for span in rest.page_spans() {
             if len >= limit || last.is_some_and(|last: crate::memory::PageSpan| !last.continues_with(&span)) {
                 break;
             }
-            len += span.len as u64;
+            len = len.saturating_add(span.len as u64);
             last = Some(span);
         }
         len

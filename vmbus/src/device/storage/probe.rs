@@ -27,12 +27,16 @@ const BLOCK_SHIFTS: core::ops::RangeInclusive<u32> = 9..=16;
 pub(super) struct Units([u64; 4]);
 
 impl Units {
-    const fn insert(&mut self, lun: u8) {
-        self.0[(lun / 64) as usize] |= 1 << (lun % 64);
+    fn insert(&mut self, lun: u8) {
+        if let Some(word) = self.0.get_mut(usize::from(lun >> 6)) {
+            *word |= 1 << (lun & 63);
+        }
     }
 
-    pub(super) const fn contains(&self, lun: u8) -> bool {
-        self.0[(lun / 64) as usize] >> (lun % 64) & 1 != 0
+    pub(super) fn contains(&self, lun: u8) -> bool {
+        self.0
+            .get(usize::from(lun >> 6))
+            .is_some_and(|word| word >> (lun & 63) & 1 != 0)
     }
 }
 
@@ -276,8 +280,9 @@ pub(super) fn copy_buffer(inner: &Inner, len: usize, deadline: Deadline) -> Resu
 /// As [`copy_buffer`], without waiting: [`kmcl::Error::TooManyPackets`] if there is none.
 pub(super) fn spare_buffer(inner: &Inner, len: usize) -> Result<DmaBuffer, kmcl::Error> {
     match inner.channel.allocate_bounce_buffer(len) {
-        Err(error @ kmcl::Error::TooManyPackets) => {
-            DmaBuffer::allocate(inner.channel.platform(), len).map_err(|_| error)
+        // All in use, or not as long as a block of this disk.
+        Err(kmcl::Error::TooManyPackets | kmcl::Error::InvalidExternalData { .. }) => {
+            DmaBuffer::allocate(inner.channel.platform(), len).map_err(|_| kmcl::Error::TooManyPackets)
         }
         result => result,
     }

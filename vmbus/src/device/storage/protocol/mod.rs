@@ -249,7 +249,7 @@ impl Execute {
             *target = *source;
         }
         #[expect(clippy::cast_possible_truncation, reason = "36 or 52, and at most 16")]
-        let (length, cdb_length) = ((len - HEADER_LEN) as u16, self.cdb.bytes().len() as u8);
+        let (length, cdb_length) = (len.saturating_sub(HEADER_LEN) as u16, self.cdb.bytes().len() as u8);
         let packet = wire::LongPacket {
             short: wire::ShortPacket {
                 header: wire::Header {
@@ -345,7 +345,7 @@ impl<'a> Answer<'a> {
 
     const fn too_short(&self) -> ParseError {
         ParseError::TooShort {
-            len: HEADER_LEN + self.body.len(),
+            len: HEADER_LEN.saturating_add(self.body.len()),
         }
     }
 

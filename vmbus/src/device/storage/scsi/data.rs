@@ -22,7 +22,7 @@ impl Text {
                 break;
             };
             *place = *byte;
-            text.len += 1;
+            text.len = text.len.saturating_add(1);
         }
         text
     }

@@ -127,6 +127,21 @@ fn slices_are_copied_through_buffers_of_the_controller() {
 }
 
 #[test]
+fn blocks_longer_than_those_buffers_are_copied_all_the_same() {
+    let fake = Fake::new([(0, FakeDisk::new(16, 16384))]);
+    let config = Config {
+        copy_buffer_len: 4096,
+        ..Config::default()
+    };
+    let disk = fake.attach_with(config).wait_for_disk(SOON).unwrap();
+    let source = pattern(3 * 16384, 5);
+    disk.write_from(Lba(2), &source, SOON).unwrap();
+    let mut target = vec![0; 3 * 16384];
+    disk.read_into(Lba(2), &mut target, SOON).unwrap();
+    assert_eq!(source, target);
+}
+
+#[test]
 fn many_are_in_flight_and_end_in_any_order() {
     let fake = fake();
     let disk = fake.disk();
