@@ -13,7 +13,7 @@ use crate::image::Format;
 use crate::nested::inside;
 use crate::progress::say;
 use crate::tools::{self, kernel, ovmf};
-use crate::{harness, image, scenarios, session, uefi};
+use crate::{fuzz, harness, image, scenarios, session, uefi};
 
 /// Boots the kernel as a Hyper-V guest and shows what it finds.
 #[derive(Debug, Parser)]
@@ -39,6 +39,8 @@ enum Command {
     Hosts,
     /// Boots the given kernel; also what `cargo run --package kernel --target x86_64-unknown-none` calls
     Run(Run),
+    /// Runs the fuzz targets of vmbus and tells what they have done; needs a nightly compiler
+    Fuzz(fuzz::Options),
     /// Runs one VM test on this machine's KVM or emulator
     #[command(hide = true)]
     Scenario(Scenario),
@@ -169,6 +171,7 @@ fn act(cli: Cli) -> Result<bool> {
             print!("{}", hosts());
             Ok(true)
         }
+        Some(Command::Fuzz(options)) => fuzz::run(&options),
         Some(Command::Run(run)) => {
             let mut boot = run.boot;
             if !run.words.is_empty() {
@@ -267,6 +270,15 @@ mod tests {
         };
         let boot = boot.boot();
         assert!(boot.deterministic && boot.host == Choice::Auto && !boot.once);
+    }
+
+    #[test]
+    fn fuzzing_takes_minutes_and_targets() {
+        let Some(Command::Fuzz(options)) = parse("x fuzz --minutes 0.5 --target kmcl --target offers").command else {
+            panic!("no fuzzing")
+        };
+        assert!((options.minutes - 0.5).abs() < f64::EPSILON);
+        assert_eq!(options.target, ["kmcl", "offers"]);
     }
 
     #[test]

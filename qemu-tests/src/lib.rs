@@ -7,6 +7,7 @@
 
 pub mod build;
 pub mod cli;
+pub mod fuzz;
 pub mod guest;
 pub mod harness;
 pub mod host;
