@@ -248,7 +248,7 @@ impl Driver {
 
     fn memory(&self, len: Option<u16>) -> Option<Mdl> {
         let platform: &'static dyn Platform = self.world.platform;
-        let buffer = DmaBuffer::allocate(platform, usize::from(len? % 10_000)).ok()?;
+        let buffer = DmaBuffer::allocate(platform, usize::from(len? % 13_000)).ok()?;
         Some(buffer.into())
     }
 
@@ -395,7 +395,11 @@ impl Driver {
         if self.shared.len() >= 4 {
             return;
         }
-        let Some(mdl) = self.memory(Some(len)) else { return };
+        // QEMU takes whole pages only.
+        let pages = len % 10_000 / 4096 + 1;
+        let Some(mdl) = self.memory(Some(pages * 4096)) else {
+            return;
+        };
         let shared = self.world.within(PATIENCE * 2, || {
             self.channel
                 .create_gpadl_from_mdl(GpadlAccess::ReadWrite, &mdl, 0, 0, SOON)

@@ -22,6 +22,7 @@ mod offers;
 mod pool;
 mod ring_reader;
 mod ring_writer;
+mod storage;
 mod wire;
 mod world;
 
@@ -33,6 +34,7 @@ pub use observe::recording;
 pub use offers::offers;
 pub use ring_reader::ring_reader;
 pub use ring_writer::ring_writer;
+pub use storage::storage;
 
 /// The system's heap, which counts, so that a run can tell whether it left something behind.
 #[global_allocator]
@@ -68,4 +70,5 @@ targets! {
     offers,
     ring_reader,
     ring_writer,
+    storage,
 }

@@ -295,10 +295,6 @@ fn judge(world: &World, may_have_lost: bool) {
         assert!(is_host && conduct == Conduct::Lying, "{fault}");
     }
     for violation in world.host.violations() {
-        // The driver's own, which shares memory of any length with any host.
-        if violation.contains("all that QEMU takes") {
-            continue;
-        }
         // True whatever the host says.
         let is_own = [
             "M13",

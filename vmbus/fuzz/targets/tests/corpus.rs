@@ -80,6 +80,7 @@ corpora! {
     offers,
     ring_reader,
     ring_writer,
+    storage,
 }
 
 /// The variants of an enumeration, as they stand in its source.
