@@ -307,7 +307,9 @@ fn judge(world: &World, may_have_lost: bool) {
             "register",
         ]
         .iter()
-        .any(|part| violation.contains(part));
+        .any(|part| violation.contains(part))
+            // What lies in a ring, a lying host may have written itself.
+            && !(conduct == Conduct::Lying && violation.starts_with("channel "));
         // True as long as it does not lie.
         let is_claim = violation.contains("G3") && conduct < Conduct::Lying;
         assert!(!is_own && !is_claim && conduct > Conduct::Fair, "{violation}");
