@@ -9,6 +9,7 @@ pub mod closure;
 pub mod kernel;
 pub mod ovmf;
 pub mod sources;
+pub mod valgrind;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
