@@ -20,7 +20,7 @@ use crate::fallible::{OutOfMemory, Shared, try_vec_with_capacity};
 use core::sync::atomic::Ordering;
 
 use crate::protocol::packet::{PacketFlags, PacketType};
-use crate::ring::{Header, Producer, Room, WriteError};
+use crate::ring::{Corruption, Header, Producer, Room, WriteError};
 
 /// A request that waits for its completion: its packet, and who waits.
 pub(crate) struct InFlight<C: Context> {
@@ -442,6 +442,11 @@ impl<C: Context> Outgoing<C> {
     /// Returns true if the receiving side may read on, with memory that came back behind what had waited in line.
     pub(crate) const fn has_returned_for_reader(&self) -> bool {
         self.reader_waits && !self.returned.is_empty()
+    }
+
+    /// Returns what the peer did to break the ring, if it did.
+    pub(crate) fn fault(&self) -> Option<Corruption> {
+        self.ring.as_ref().and_then(Producer::fault)
     }
 
     /// Takes the next packet that went out late.

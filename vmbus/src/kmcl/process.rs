@@ -189,12 +189,16 @@ impl<C: Context> Core<C> {
         }
         let placed = outgoing.has_placed();
         let returned = outgoing.has_returned_for_reader();
-        let broken = outgoing.broken;
+        let broken = outgoing.broken.then(|| outgoing.fault());
         drop(outgoing);
         if placed {
             self.collect_placed();
         }
-        if broken {
+        if let Some(fault) = broken {
+            match fault {
+                Some(corruption) => self.say_corrupt(corruption),
+                None => self.say_corrupt("a packet in line cannot be sent"),
+            }
             self.end(Gone::Corrupt);
         }
         placed || returned
@@ -261,14 +265,28 @@ impl<C: Context> Core<C> {
     }
 
     fn corrupt(&self, corruption: impl core::fmt::Display) -> Found<C> {
-        if self.ending.load(Ordering::Relaxed) == 0 {
-            log::warn!(target: "vmbus::kmcl", "{}: the peer broke the ring: {corruption}", self.settings.name.as_str());
-        }
+        self.say_corrupt(corruption);
         self.end(Gone::Corrupt);
         Found::Nothing(End {
             again: false,
             held: false,
         })
+    }
+
+    /// Says once what was wrong, and with which channel of which device. Holding no lock.
+    fn say_corrupt(&self, corruption: impl core::fmt::Display) {
+        if self.ending.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let (channel, instance) = {
+            let offer = self.offer.lock(self.platform);
+            (offer.channel, offer.instance)
+        };
+        log::warn!(
+            target: "vmbus::kmcl",
+            "{}, {channel} of device {instance}, ends: the peer broke its ring: {corruption}",
+            self.settings.name.as_str()
+        );
     }
 
     /// The channel ends, for this reason unless it ends already; the next `process` or wait runs it down.
