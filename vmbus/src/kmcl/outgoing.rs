@@ -439,8 +439,15 @@ impl<C: Context> Outgoing<C> {
         !self.placed.is_empty()
     }
 
-    /// Returns true if the receiving side may read on, with memory that came back behind what had waited in line.
-    pub(crate) const fn has_returned_for_reader(&self) -> bool {
+    /// Returns true if the receiving side may read on, with memory that came back behind what had waited in line. Told once: whether
+    /// that helped, the next look at the ring finds out.
+    pub(crate) const fn take_returned_for_reader(&mut self) -> bool {
+        let is_there = self.has_returned_for_reader();
+        self.reader_waits &= !is_there;
+        is_there
+    }
+
+    const fn has_returned_for_reader(&self) -> bool {
         self.reader_waits && !self.returned.is_empty()
     }
 

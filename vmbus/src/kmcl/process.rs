@@ -188,7 +188,7 @@ impl<C: Context> Core<C> {
             outgoing.flush(&self.counters);
         }
         let placed = outgoing.has_placed();
-        let returned = outgoing.has_returned_for_reader();
+        let returned = outgoing.take_returned_for_reader();
         let broken = outgoing.broken.then(|| outgoing.fault());
         drop(outgoing);
         if placed {
