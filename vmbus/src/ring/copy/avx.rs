@@ -5,12 +5,13 @@
 //! interrupted programs use them.
 
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid, _xgetbv};
+use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use core::sync::atomic::{AtomicU8, Ordering};
 
 const UNKNOWN: u8 = 0;
 const ABSENT: u8 = 1;
 const USABLE: u8 = 2;
+const USABLE_AND_FAST_STRINGS: u8 = 3;
 
 /// Whether this build may use AVX at all.
 const PERMITTED: bool = cfg!(any(feature = "avx", not(any(target_os = "none", target_os = "uefi"))));
@@ -18,17 +19,30 @@ const PERMITTED: bool = cfg!(any(feature = "avx", not(any(target_os = "none", ta
 /// Whether AVX can be used: asked once.
 #[inline]
 pub(in crate::ring) fn usable() -> bool {
-    if !PERMITTED {
-        return false;
-    }
+    PERMITTED && state() >= USABLE
+}
+
+/// Whether AVX can be used and the processor's string moves are fast ones (ERMS).
+#[inline]
+pub(in crate::ring) fn has_fast_strings() -> bool {
+    PERMITTED && state() == USABLE_AND_FAST_STRINGS
+}
+
+#[inline]
+fn state() -> u8 {
     static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
     match STATE.load(Ordering::Relaxed) {
         UNKNOWN => {
-            let usable = detect();
-            STATE.store(if usable { USABLE } else { ABSENT }, Ordering::Relaxed);
-            usable
+            const FAST_STRINGS: u32 = 1 << 9;
+            let state = match detect() {
+                true if __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & FAST_STRINGS != 0 => USABLE_AND_FAST_STRINGS,
+                true => USABLE,
+                false => ABSENT,
+            };
+            STATE.store(state, Ordering::Relaxed);
+            state
         }
-        state => state == USABLE,
+        state => state,
     }
 }
 

@@ -16,6 +16,10 @@ pub(super) const INLINE_AT_MOST: usize = 64;
 #[cfg(target_feature = "sse2")]
 const STRING_RATHER_THAN_VECTORS: usize = 2048;
 
+/// From this length on, a fast string move to shared memory is faster than 32-byte vectors; from there it is not.
+#[cfg(target_feature = "sse2")]
+const STRING_RATHER_THAN_AVX: usize = 8192;
+
 /// From this length on, a string move is faster than words.
 #[cfg(not(target_feature = "sse2"))]
 const STRING_RATHER_THAN_WORDS: usize = 448;
@@ -49,6 +53,10 @@ pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
         const { assert!(super::avx::AT_LEAST <= INLINE_AT_MOST) };
+        if len >= STRING_RATHER_THAN_AVX && super::avx::has_fast_strings() {
+            // SAFETY: the same conditions.
+            return unsafe { string(dst, src, len) };
+        }
         // SAFETY: the same conditions, and the processor and its system have AVX.
         return unsafe { super::avx::to_shared(dst, src, len) };
     }
