@@ -2,7 +2,7 @@
 //!
 //! Never taken in the interrupt entry, never held across a callback or a wait. On a platform that promises something about who
 //! calls ([`Callers`]), a lock costs less: no locked instruction where there is one processor, and no dispatch section either
-//! where calls come one at a time. [`Word`] is the same for a few bits.
+//! where calls come one at a time. `Word` is the same for a few bits.
 
 mod word;
 
