@@ -4,7 +4,7 @@
 //! `instance`, `channel`, `state`, and `counters` by name where the kernel has its channel open; a channel that is open within this
 //! kernel has an entry for each end), `disks` (list of `model`, `bytes`, `block_bytes`, `controller`, `lun`, `state`, and `partitions`,
 //! a list of `number`, `name`, `kind`, `first`, `count`), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
-//! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
+//! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `rustc`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
 //! `interrupts`, `heap_bytes`).
 
 use crate::acpi::madt;
@@ -114,6 +114,7 @@ impl Report {
             memory: memory::statistics(),
             kernel: [
                 ("version", text(env!("CARGO_PKG_VERSION"))),
+                ("rustc", text(env!("KERNEL_RUSTC"))),
                 ("boot", text(start::method().name())),
                 ("clock", text(time::clock_name())),
                 ("clock_hz", Value::Number(time::tsc_hertz())),

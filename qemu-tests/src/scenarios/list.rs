@@ -1,7 +1,7 @@
 //! The list of scenarios.
 
 use super::gen2::{Complaint, Reboots, Says, Screen};
-use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, OneDisk};
+use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, OneDisk, Speed};
 use super::{Expect, Image, KernelFile, Scenario, Script};
 use crate::image::Format;
 use crate::nested::Clock;
@@ -249,6 +249,12 @@ fn direct() -> Vec<Scenario> {
             name: "storage",
             cmdline: "selftest=storage",
             script: || Box::new(OneDisk),
+            ..COMMON
+        },
+        Scenario {
+            name: "speed",
+            cmdline: "selftest=speed log=warn",
+            script: || Box::new(Speed::default()),
             ..COMMON
         },
         Scenario {

@@ -107,6 +107,57 @@ impl Script for OneDisk {
     }
 }
 
+/// What the guest measured of the callback API, in instructions, against what it should be: neither more nor less by over 3 %.
+///
+/// The figures hold for one compiler. With another one they are shown, and the run says that they were not checked.
+#[derive(Clone, Debug, Default)]
+pub struct Speed {
+    measured: BTreeMap<String, f64>,
+}
+
+impl Speed {
+    const RUSTC: &str = "1.95.0";
+    /// A mark of the guest, and how many instructions it should name. After a change that is meant: what the test shows.
+    const EXPECTED: [(&str, f64); 2] = [("speed-round-trip-64", 5702.0), ("speed-packet-64x16", 1014.0)];
+    const TOLERANCE: f64 = 0.03;
+}
+
+impl Script for Speed {
+    fn mark(&mut self, _vm: &mut Vm, name: &str, value: &str) -> Result<()> {
+        if Self::EXPECTED.iter().any(|(expected, _)| *expected == name) {
+            self.measured.insert(name.to_owned(), value.parse()?);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, seen: &Seen, figures: &mut BTreeMap<String, f64>) -> Result<()> {
+        figures.extend(self.measured.clone());
+        let report = seen
+            .outcome
+            .report
+            .as_ref()
+            .context("the guest sent no status report")?;
+        let rustc = report.pointer("/kernel/rustc").and_then(Value::as_str);
+        if rustc != Some(Self::RUSTC) {
+            figures.insert(format!("NOT CHECKED: built by {rustc:?}, not {}", Self::RUSTC), 0.0);
+            return Ok(());
+        }
+        for (name, expected) in Self::EXPECTED {
+            let measured = self
+                .measured
+                .get(name)
+                .with_context(|| format!("the guest did not measure {name}"))?;
+            let change = measured / expected - 1.0;
+            ensure!(
+                change.abs() <= Self::TOLERANCE,
+                "{name}: {measured} instructions, {:+.1} % of the {expected} expected",
+                change * 100.0
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Takes 64 MiB away from a guest of 256 MiB, and gives them back.
 #[derive(Clone, Debug, Default)]
 pub struct Balloon {
