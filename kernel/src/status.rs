@@ -1,7 +1,7 @@
 //! The status: a table for people, one line of JSON for machines.
 //!
 //! Schema of the JSON: `hypervisor` (text), `vmbus` (`version`, text or null), `devices` (list of `name`, `class`,
-//! `instance`, `channel`, `state`, and `counters` by name where the kernel has its channel open; a channel that is open within this
+//! `instance`, `channel`, `state`, `reason` where it is `faulted` or `failed`, and `counters` by name where the kernel has its channel open; a channel that is open within this
 //! kernel has an entry for each end), `disks` (list of `model`, `bytes`, `block_bytes`, `controller`, `lun`, `state`, and `partitions`,
 //! a list of `number`, `name`, `kind`, `first`, `count`), `phases_ns` (nanoseconds since the first instruction by name), `memory` (`total`, `free`,
 //! `ballooned`, `hot_added`, in bytes), `kernel` (`version`, `rustc`, `boot`, `clock`, `clock_hz`, `clock_source`, `timer`, `apic`, `processors`,
@@ -38,6 +38,8 @@ pub struct Device {
     pub channel: u32,
     /// What became of it: `offered`, `running`, ...
     pub state: String,
+    /// Why, where that is worth a word: what the host broke, or what could not be opened.
+    pub reason: Option<String>,
     /// What its channel has done, while the kernel has it open.
     pub counters: Option<Counters>,
 }
@@ -161,6 +163,9 @@ impl Report {
                 device.channel,
                 Quoted(&device.state),
             )?;
+            if let Some(reason) = &device.reason {
+                write!(out, ",\"reason\":{}", Quoted(reason))?;
+            }
             if let Some(counters) = &device.counters {
                 out.push_str(",\"counters\":{");
                 for (index, (name, value)) in counters.iter().enumerate() {
@@ -337,10 +342,14 @@ impl fmt::Display for Report {
                     instance,
                     channel,
                     state,
+                    reason,
                     counters,
                     class: _,
                 } = device;
                 writeln!(f, "  {name:<20} {instance:<36} {channel:>7}  {state}")?;
+                if let Some(reason) = reason {
+                    writeln!(f, "    {state}: {reason}")?;
+                }
                 if let Some(counters) = counters {
                     write_counters(f, counters)?;
                 }
@@ -404,6 +413,7 @@ mod tests {
                 instance: "1eccfd72-4b41-45ef-b73a-4a6e44c12924".into(),
                 channel: 1,
                 state: "running".into(),
+                reason: None,
                 counters: None,
             }],
             disks: vec![],
@@ -476,6 +486,29 @@ mod tests {
         );
         assert!(
             text.contains("  clock          tsc; TSC 2400.050 MHz (measured)\n"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+
+    #[test]
+    fn a_faulted_channel_stands_with_its_reason() {
+        let mut report = report();
+        let faulted = Device {
+            name: "SCSI".into(),
+            state: "faulted".into(),
+            reason: Some(vmbus::kmcl::Gone::Corrupt.to_string()),
+            ..report.devices[0].clone()
+        };
+        report.devices = vec![faulted];
+        let json = report.to_json();
+        assert!(
+            json.contains("\"state\":\"faulted\",\"reason\":\"the peer broke the ring\"}]"),
+            "{json}"
+        );
+        let text = report.to_string();
+        assert!(
+            text.contains(" 1  faulted\n    faulted: the peer broke the ring\n"),
             "{text}"
         );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");

@@ -49,6 +49,8 @@ pub struct Device {
     pub channel: u32,
     /// `offered`, `running`, `failed`, ...
     pub state: String,
+    /// Why, where it is `faulted` or `failed`; else empty.
+    pub reason: String,
     /// What its channel has done, by name (packets, bytes, signals, ...); empty if the kernel has it not open.
     pub counters: BTreeMap<String, u64>,
 }

@@ -189,6 +189,13 @@ pub(crate) fn print_by_force(style: Style, text: fmt::Arguments<'_>) {
     write_to(&mut consoles, style, text);
 }
 
+/// Runs `work` while the consoles' lock is held.
+#[cfg(any(test, feature = "selftest"))]
+pub(crate) fn with_lock_held(work: impl FnOnce()) {
+    let _held = CONSOLES.lock();
+    work();
+}
+
 fn write_to(consoles: &mut Consoles, style: Style, text: fmt::Arguments<'_>) {
     let mut line = Buffered {
         consoles,

@@ -167,6 +167,19 @@ pub(super) fn connected_in_emergency() -> Option<Bus> {
     }
 }
 
+/// Runs `work` while the connection's lock is held.
+#[cfg(any(test, feature = "selftest"))]
+pub(crate) fn with_lock_held(work: impl FnOnce()) {
+    let _held = BUS.lock();
+    work();
+}
+
+/// Returns the vector of the host's interrupts.
+#[cfg(any(test, feature = "selftest"))]
+pub(crate) fn vector() -> Option<u8> {
+    wiring().map(|wiring| wiring.vector)
+}
+
 /// Forgets the connection without a word to the host, as a loader does that crashes: what the host knows of stays as it is.
 ///
 /// # Errors

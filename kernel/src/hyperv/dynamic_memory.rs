@@ -3,16 +3,18 @@
 //! The task owns the driver for the life of the kernel, so that the frames that the host has stay accounted for while the channel
 //! or the whole bus is closed and opened again. Others tell it what they want ([`wish`]) and look at what it shows ([`shown`]).
 
+use alloc::string::{String, ToString as _};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use vmbus::Deadline;
 use vmbus::device::dynamic_memory::{
     AddRefused, CLASS, Config, Counters, DynamicMemory, Figures, MemoryPool, PageRange, Progress, State,
 };
-use vmbus::kmcl::{self, Instance};
+use vmbus::kmcl::{self, Gone, Instance};
 use vmbus::memory::Pfn;
 
 use super::bus;
+use super::devices::DeviceState;
 use super::port::PLATFORM;
 use crate::memory::frames::{Frame, FrameRange};
 use crate::memory::layout::PAGE_SIZE;
@@ -89,6 +91,8 @@ pub struct Shown {
     pub counters: Counters,
     /// What the channel has done, while it is open.
     pub channel: Option<kmcl::Counters>,
+    /// Why its last channel has ended, if the host ended it.
+    pub gone: Option<Gone>,
 }
 
 struct Shared {
@@ -166,6 +170,28 @@ pub fn state() -> &'static str {
     }
 }
 
+/// Returns the device's part of the status table.
+#[must_use]
+pub fn device_state() -> DeviceState {
+    let word = state();
+    let shared = SHARED.lock();
+    let gone = shared.shown.and_then(|shown| shown.gone);
+    let faulted = match shared.shown.map(|shown| shown.state) {
+        Some(State::Faulted(fault)) => Some(fault.to_string()),
+        _ => gone.map(|why| why.to_string()),
+    };
+    DeviceState {
+        // Where the host has ended the channel, "closed" would be half the truth.
+        state: if word == "closed" && gone.is_some() {
+            "faulted"
+        } else {
+            word
+        },
+        reason: shared.failure.map(String::from).or(faulted),
+        counters: shared.shown.and_then(|shown| shown.channel),
+    }
+}
+
 /// Offers have come or gone: what failed before may work now.
 pub(super) fn offers_changed() {
     SHARED.lock().failure = None;
@@ -209,7 +235,10 @@ fn run() {
         let progress = driver.run(hypervisor.now());
         let engine = driver.engine();
         if is_open && engine.state() == State::Closed {
-            log::warn!("dynamic memory: the host has taken its channel back");
+            match driver.gone() {
+                Some(why) => log::warn!("dynamic memory: its channel has ended: {why}"),
+                None => log::warn!("dynamic memory: the host has taken its channel back"),
+            }
             is_open = false;
         }
         let shown = Shown {
@@ -217,6 +246,7 @@ fn run() {
             held_pages: engine.held().page_count(),
             counters: *engine.counters(),
             channel: driver.channel_counters(),
+            gone: driver.gone(),
         };
         SHARED.lock().shown = Some(shown);
         if progress == Progress::More {

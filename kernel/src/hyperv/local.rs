@@ -43,6 +43,7 @@ fn rows_of(status: Status) -> impl Iterator<Item = Device> {
         instance: status.offer.instance.to_string(),
         channel: status.offer.channel.0,
         state: String::from(state),
+        reason: super::storage::controller(status.offer.instance).reason,
         counters: Some(counters),
     };
     match status.client {

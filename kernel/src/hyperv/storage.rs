@@ -9,10 +9,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use vmbus::Deadline;
 use vmbus::device::storage::{self, Change, Config, Controller, Disk, Lba, PATIENCE};
-use vmbus::kmcl::{self, Instance, OfferSource};
+use vmbus::kmcl::{Gone, Instance, OfferSource};
 use vmbus::protocol::Guid;
 
 use super::bus;
+use super::devices::DeviceState;
 use crate::files::{BlockError, Blocks, Partition, partitions};
 use crate::status::DiskRow;
 use crate::sync::IrqMutex;
@@ -35,8 +36,16 @@ struct Known {
 struct Shared {
     controllers: Vec<Controller>,
     disks: Vec<Known>,
-    /// Controllers that could not be opened, and why. They are tried again when offers change.
-    failed: Vec<(Guid, String)>,
+    /// Controllers that are left alone, and why. They are tried again when offers change.
+    failed: Vec<Failed>,
+}
+
+/// A controller that is offered, but not used.
+struct Failed {
+    controller: Guid,
+    /// `failed`: it could not be opened; `faulted`: its channel has ended while it is offered still.
+    state: &'static str,
+    reason: String,
 }
 
 static SHARED: IrqMutex<Shared> = IrqMutex::new(Shared {
@@ -114,15 +123,25 @@ fn row(known: &Known) -> DiskRow {
     }
 }
 
-/// Returns state and counters of the controller for the status table.
+/// Returns the controller's part of the status table.
 #[must_use]
-pub fn controller(instance: Guid) -> (&'static str, Option<kmcl::Counters>) {
+pub fn controller(instance: Guid) -> DeviceState {
     let shared = SHARED.lock();
-    let open = shared.controllers.iter().find(|open| open.instance() == instance);
-    match open {
-        Some(open) => ("running", Some(open.channel_counters())),
-        None if shared.failed.iter().any(|(failed, _)| *failed == instance) => ("failed", None),
-        None => ("offered", None),
+    if let Some(open) = shared.controllers.iter().find(|open| open.instance() == instance) {
+        let counters = Some(open.channel_counters());
+        // The task will let go of it, but has not seen it yet.
+        return match open.gone() {
+            Some(why) => DeviceState::faulted(why, counters),
+            None => DeviceState::new("running", counters),
+        };
+    }
+    match shared.failed.iter().find(|failed| failed.controller == instance) {
+        Some(failed) => DeviceState {
+            state: failed.state,
+            reason: Some(failed.reason.clone()),
+            counters: None,
+        },
+        None => DeviceState::new("offered", None),
     }
 }
 
@@ -191,14 +210,19 @@ fn open_offered() {
         .map(|offer| (offer.class, offer.instance))
         .collect();
     for (class, instance) in offered {
-        if controller(instance).0 != "offered" {
+        if controller(instance).state != "offered" {
             continue;
         }
         match open(&bus, class, Instance::Only(instance)) {
             Ok(opened) => SHARED.lock().controllers.push(opened),
             Err(error) => {
                 log::warn!("storage {instance}: {error}");
-                SHARED.lock().failed.push((instance, error.to_string()));
+                let failed = Failed {
+                    controller: instance,
+                    state: "failed",
+                    reason: error.to_string(),
+                };
+                SHARED.lock().failed.push(failed);
             }
         }
     }
@@ -208,10 +232,18 @@ fn open_offered() {
 fn look_at_controllers() {
     let controllers = SHARED.lock().controllers.clone();
     for controller in controllers {
-        if !controller.is_present() {
+        if let Some(why) = controller.gone() {
             let instance = controller.instance();
-            log::warn!("storage {instance}: the controller has gone, and its disks with it");
+            log::warn!("storage {instance}: the controller has gone, and its disks with it: {why}");
             let mut shared = SHARED.lock();
+            if why != Gone::Rescinded {
+                // It is offered still: a host that breaks rings is not asked again and again.
+                shared.failed.push(Failed {
+                    controller: instance,
+                    state: "faulted",
+                    reason: why.to_string(),
+                });
+            }
             shared.controllers.retain(Controller::is_present);
             let gone: Vec<Known> = shared
                 .disks

@@ -50,6 +50,13 @@ pub fn free_in_all() -> u64 {
     super::statistics().free + mapped - used
 }
 
+/// Runs `work` while the heap's lock is held.
+#[cfg(any(test, feature = "selftest"))]
+pub(crate) fn with_lock_held(work: impl FnOnce()) {
+    let _held = HEAP_STATE.lock();
+    work();
+}
+
 // SAFETY: `linked_list_allocator` hands out disjoint blocks of the memory that it was given; the lock makes its calls exclusive.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -146,6 +146,13 @@ pub fn balloon_take(limit: u64) -> Option<FrameRange> {
     FRAMES.lock().balloon(limit)
 }
 
+/// Runs `work` while the locks of mapped ranges, page tables and frames are held.
+#[cfg(any(test, feature = "selftest"))]
+pub(crate) fn with_locks_held(work: impl FnOnce()) {
+    let _held = (RANGES.lock(), PAGE_TABLES.lock(), FRAMES.lock());
+    work();
+}
+
 /// Takes back frames that the host had.
 ///
 /// # Errors

@@ -152,13 +152,13 @@ fn map(channel: &Channel<Service>, handle: u32) -> Result<[u8; 8], Error> {
 }
 
 /// Both ends of a channel.
-struct Pair {
+pub(super) struct Pair {
     server: Channel<Service>,
     client: Channel<Client>,
 }
 
 impl Pair {
-    fn open(host: &Host) -> Result<Self, String> {
+    pub(super) fn open(host: &Host) -> Result<Self, String> {
         let states = vmbus::kmcl::StateChangeCallbacks::new().suspend(|channel: &Channel<Service>| {
             channel.context().suspends.fetch_add(1, Ordering::Relaxed);
         });
@@ -202,6 +202,11 @@ impl Pair {
         packet
             .send(&[what; 8], mdl, SendFlags::WAIT_FOR_COMPLETION)
             .map_err(text)
+    }
+
+    /// Ends both in order.
+    pub(super) fn revoke(self) -> Verdict {
+        revoke(self)
     }
 
     fn held(&self) -> usize {
@@ -282,11 +287,17 @@ fn once(host: &Host) -> Verdict {
     revoke(pair)
 }
 
+/// Asks once, and compares the answer.
+pub(super) fn echo_once(pair: &Pair, number: u32) -> Verdict {
+    let answer = pair.ask(question(ask::ECHO, number))?;
+    ensure!(answer == question(ask::ECHO, number), "echo {number} is {answer:x?}");
+    Ok(())
+}
+
 fn echo(pair: &Pair) -> Verdict {
     let start = time::now_ns();
     for number in 0..ROUND_TRIPS {
-        let answer = pair.ask(question(ask::ECHO, number))?;
-        ensure!(answer == question(ask::ECHO, number), "echo {number} is {answer:x?}");
+        echo_once(pair, number)?;
     }
     let each = (time::now_ns() - start) / u64::from(ROUND_TRIPS);
     log::info!("{each} ns for a synchronous request to this kernel and back");

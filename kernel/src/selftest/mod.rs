@@ -11,7 +11,9 @@ pub mod panics;
 pub mod smp;
 pub mod speed;
 pub mod storage;
+pub mod storage_dies;
 pub mod tasks;
+pub mod traffic;
 
 use alloc::string::String;
 use core::fmt;
@@ -97,6 +99,38 @@ const TESTS: &[Test] = &[
     Test {
         name: "panic-task",
         run: panics::in_task,
+    },
+    Test {
+        name: "panic-bus-lock",
+        run: panics::with_bus_lock,
+    },
+    Test {
+        name: "panic-heap-lock",
+        run: panics::with_heap_lock,
+    },
+    Test {
+        name: "panic-memory-locks",
+        run: panics::with_memory_locks,
+    },
+    Test {
+        name: "panic-console-lock",
+        run: panics::with_console_lock,
+    },
+    Test {
+        name: "panic-posting",
+        run: panics::while_posting,
+    },
+    Test {
+        name: "storage-dies",
+        run: storage_dies::run,
+    },
+    Test {
+        name: "storm",
+        run: traffic::storm,
+    },
+    Test {
+        name: "reset-busy",
+        run: traffic::reset_busy,
     },
 ];
 

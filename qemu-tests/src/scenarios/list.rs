@@ -1,7 +1,7 @@
 //! The list of scenarios.
 
 use super::gen2::{Complaint, Reboots, Says, Screen};
-use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, OneDisk, Speed};
+use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, Once, OneDisk, Speed};
 use super::{Expect, Image, KernelFile, Scenario, Script};
 use crate::image::Format;
 use crate::nested::Clock;
@@ -375,6 +375,61 @@ fn direct() -> Vec<Scenario> {
             name: "panic_task",
             cmdline: "selftest=panic-task",
             expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_bus_lock",
+            cmdline: "selftest=panic-bus-lock",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_heap_lock",
+            cmdline: "selftest=panic-heap-lock",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_memory_locks",
+            cmdline: "selftest=panic-memory-locks",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_console_lock",
+            cmdline: "selftest=panic-console-lock",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "panic_posting",
+            cmdline: "selftest=panic-posting",
+            expect: Expect::Panic,
+            ..COMMON
+        },
+        Scenario {
+            name: "storage_dies",
+            cmdline: "selftest=storage-dies",
+            script: || {
+                Once::script(
+                    "storage 5e1f7e57-0000-4000-8000-00000000dead: the controller has gone, and its disks with it",
+                )
+            },
+            ..COMMON
+        },
+        Scenario {
+            name: "interrupt_storm",
+            cmdline: "selftest=storm",
+            script: || Box::new(Says("interrupts without news")),
+            ..COMMON
+        },
+        Scenario {
+            name: "reset_busy",
+            cmdline: "selftest=reset-busy",
+            reboots: true,
+            expect: Expect::Script,
+            script: || Box::new(Reboots::default()),
+            seconds: 60,
             ..COMMON
         },
         Scenario {

@@ -158,6 +158,26 @@ impl Script for Speed {
     }
 }
 
+/// The guest must say something once: neither never nor again and again.
+#[derive(Clone, Copy, Debug)]
+pub struct Once(&'static str);
+
+impl Once {
+    /// A script that looks for `wanted`.
+    #[must_use]
+    pub fn script(wanted: &'static str) -> Box<dyn Script> {
+        Box::new(Self(wanted))
+    }
+}
+
+impl Script for Once {
+    fn end(&mut self, seen: &Seen, _figures: &mut BTreeMap<String, f64>) -> Result<()> {
+        let count = seen.text.matches(self.0).count();
+        ensure!(count == 1, "the guest said {count} times: {}", self.0);
+        Ok(())
+    }
+}
+
 /// Takes 64 MiB away from a guest of 256 MiB, and gives them back.
 #[derive(Clone, Debug, Default)]
 pub struct Balloon {

@@ -14,7 +14,8 @@ use super::protocol::MAX_MESSAGE_BYTES;
 use super::{CLASS, Config, Engine, HeldPages, Inbox, MemoryPool, Outbox, Progress, RING_DATA_PAGES, SendError, State};
 use crate::fallible::{OutOfMemory, try_box};
 use crate::kmcl::{
-    Channel, Error, IncomingPacket, Instance, OfferSource, Refused, SendFlags, StateChangeCallbacks, SynchronousRequest,
+    Channel, Error, Gone, IncomingPacket, Instance, OfferSource, Refused, SendFlags, StateChangeCallbacks,
+    SynchronousRequest,
 };
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
@@ -60,6 +61,8 @@ pub struct DynamicMemory<P> {
     platform: &'static dyn Platform,
     engine: Engine<P>,
     channel: Option<Channel<Link>>,
+    /// Why the last channel has ended, if not by us.
+    gone: Option<Gone>,
     /// The packet that the engine is to look at next, and from when on.
     front: Option<(IncomingPacket<Link>, Instant)>,
     request_delay: Duration,
@@ -76,6 +79,7 @@ impl<P: MemoryPool> DynamicMemory<P> {
             platform,
             engine: Engine::new(config, pool)?,
             channel: None,
+            gone: None,
             front: None,
             request_delay: config.request_delay,
         })
@@ -124,6 +128,7 @@ impl<P: MemoryPool> DynamicMemory<P> {
             .enable(deadline)
             .map_err(|refused| refused.error)?;
         self.channel = Some(channel);
+        self.gone = None;
         self.engine.start();
         Ok(())
     }
@@ -159,6 +164,12 @@ impl<P: MemoryPool> DynamicMemory<P> {
     #[must_use]
     pub fn channel_counters(&self) -> Option<crate::kmcl::Counters> {
         self.channel.as_ref().map(Channel::counters)
+    }
+
+    /// Returns why the last channel has ended, if the host ended it or broke its ring and no other has been opened since.
+    #[must_use]
+    pub const fn gone(&self) -> Option<Gone> {
+        self.gone
     }
 
     /// Closes the channel. The pages that the host has stay untouched.
@@ -209,7 +220,9 @@ impl<P: MemoryPool> DynamicMemory<P> {
             self.engine.on_closed();
         }
         self.drop_front();
-        self.channel = None;
+        if let Some(channel) = self.channel.take() {
+            self.gone = channel.gone();
+        }
     }
 }
 

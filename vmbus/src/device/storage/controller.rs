@@ -11,7 +11,7 @@ use super::protocol::{Answer, MAX_PACKET_LEN, Operation, Packet, ParseError, Ver
 use super::scsi::DeviceKind;
 use super::{Config, Error};
 use crate::fallible::{OutOfMemory, Shared, TryPush, try_box, try_vec_with_capacity};
-use crate::kmcl::{Channel, Instance, OfferSource, StateChangeCallbacks};
+use crate::kmcl::{Channel, Gone, Instance, OfferSource, StateChangeCallbacks};
 use crate::memory::PAGE_SIZE;
 use crate::protocol::{Guid, class};
 use crate::sync::Lock;
@@ -201,7 +201,13 @@ impl Controller {
     /// Returns false once the controller was taken away or its channel has ended.
     #[must_use]
     pub fn is_present(&self) -> bool {
-        self.0.inner.channel.gone().is_none()
+        self.gone().is_none()
+    }
+
+    /// Returns why there is no channel any more: taken away, or ended because the host broke its ring; `None` while there is one.
+    #[must_use]
+    pub fn gone(&self) -> Option<Gone> {
+        self.0.inner.channel.gone()
     }
 
     /// Returns what happened so far, in numbers.
