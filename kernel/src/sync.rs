@@ -6,6 +6,9 @@ use core::ops::{Deref, DerefMut};
 
 /// A spin lock that is held with interrupts off, so that whatever interrupts may take it as well.
 ///
+/// One processor runs, so a lock that is held when somebody wants it will never be free again: that is a panic with both of them
+/// in the backtrace, and not a machine that stands still.
+///
 /// Critical sections are short and do no waiting. Lock order, outermost first: scheduler, mapped ranges, heap, page tables,
 /// frames, console.
 pub struct IrqMutex<T>(spin::Mutex<T>);
@@ -23,10 +26,24 @@ impl<T> IrqMutex<T> {
     }
 
     /// Takes the lock.
+    ///
+    /// # Panics
+    ///
+    /// If it is held: whoever holds it called, or was interrupted by, who takes it now.
+    #[track_caller]
     pub fn lock(&self) -> IrqGuard<'_, T> {
         let interrupts = cpu::InterruptsOff::enter();
+        let guard = match self.0.try_lock() {
+            Some(guard) => guard,
+            #[expect(clippy::panic, reason = "a machine that stands still tells nobody why")]
+            None if cfg!(target_os = "none") => {
+                panic!("a lock is taken twice: its holder called, or was interrupted by, who takes it now")
+            }
+            // The tests on the development machine run on several processors.
+            None => self.0.lock(),
+        };
         IrqGuard {
-            guard: self.0.lock(),
+            guard,
             _interrupts: interrupts,
         }
     }

@@ -138,7 +138,8 @@ impl Vm {
     /// As for [`Vm::execute`].
     pub fn quit(&mut self) -> Result<()> {
         match self.execute("quit", &Value::Null) {
-            Err(_) if matches!(self.backlog.back(), Some(Event::Closed)) => Ok(()),
+            // Its last words on other channels may be behind it in the queue.
+            Err(_) if self.backlog.iter().any(|event| matches!(event, Event::Closed)) => Ok(()),
             result => result.map(drop),
         }
     }

@@ -6,16 +6,16 @@ use boot::command_line::ResetWay;
 
 use super::kmcl::{Pair, echo_once};
 use super::{Verdict, ensure};
-use crate::arch::apic;
+use crate::arch::{apic, interrupts};
 use crate::hyperv::dynamic_memory::{self, Wish};
 use crate::hyperv::{bus, local};
 use crate::task;
 use crate::time::{self, Deadline};
 
 /// Requests that are answered in the storm.
-const REQUESTS: u32 = 300;
+const REQUESTS: u32 = 1000;
 /// Interrupts between two looks of the storm's task.
-const GUST: u32 = 8;
+const GUST: u32 = 20;
 
 /// The bus's interrupt comes again and again without a message or a signal behind it, while requests are asked and answered.
 pub(super) fn storm() -> Verdict {
@@ -55,6 +55,7 @@ pub(super) fn storm() -> Verdict {
     let count = COUNT.load(Ordering::Relaxed);
     let took = (time::now_ns() - begin) / 1_000_000;
     log::info!("{count} interrupts without news, {REQUESTS} requests answered meanwhile, in {took} ms");
+    log::info!("{} of them came while interrupts were off", interrupts::undue());
     ensure!(count >= REQUESTS * GUST, "there were only {count} interrupts");
     pair.revoke()
 }
