@@ -29,7 +29,7 @@ pub const RESULT: &str = "result.json";
 /// The middle Linux has this long to start.
 const START: Duration = Duration::from_secs(300);
 /// In real time; a scenario's own deadline is on the clock of its host and comes first unless that host hangs.
-const HANG: Duration = Duration::from_secs(600);
+const HANG: Duration = Duration::from_secs(300);
 
 /// What every scenario of a test run shares.
 #[derive(Debug)]
