@@ -274,11 +274,13 @@ mod tests {
 
     #[test]
     fn fuzzing_takes_minutes_and_targets() {
-        let Some(Command::Fuzz(options)) = parse("x fuzz --minutes 0.5 --target kmcl --target offers").command else {
+        let Some(Command::Fuzz(options)) = parse("x fuzz --minutes 0.5 --seed 1 --target kmcl --target offers").command
+        else {
             panic!("no fuzzing")
         };
         assert!((options.minutes - 0.5).abs() < f64::EPSILON);
         assert_eq!(options.target, ["kmcl", "offers"]);
+        assert_eq!(options.seed, Some(1));
     }
 
     #[test]

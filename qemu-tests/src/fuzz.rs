@@ -37,6 +37,9 @@ pub struct Options {
     /// How many targets run at a time; as many as there are processors if not given
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
+    /// Begin with this seed, so that the same inputs come again; another one each time if not given
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u32>,
     /// Look for memory errors, too (slower): address or thread, as in cargo fuzz
     #[arg(long, value_name = "NAME", default_value = "none")]
     pub sanitizer: String,
@@ -90,19 +93,8 @@ pub fn run(options: &Options) -> Result<bool> {
         "fuzzing {} targets for {seconds} s each, {jobs} at a time",
         targets.len()
     ));
-    let waiting = Mutex::new(VecDeque::from(targets));
-    let done = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let Some(target) = locked(&waiting).pop_front() {
-                    let figures = fuzz(&folder, &programs, &target, seconds, &step);
-                    locked(&done).push(figures);
-                }
-            });
-        }
-    });
-    let figures = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let run = |target: String| fuzz(&folder, &programs, &target, seconds, options.seed, &step);
+    let figures = at_a_time(jobs, targets, run);
     let mut figures = figures.into_iter().collect::<Result<Vec<Figures>>>()?;
     figures.sort_by(|one, other| one.target.cmp(&other.target));
     let sum: u64 = figures.iter().map(|row| row.executions).sum();
@@ -116,6 +108,25 @@ pub fn run(options: &Options) -> Result<bool> {
         complain(row);
     }
     Ok(figures.iter().all(|row| row.failure.is_none()))
+}
+
+/// Does `work` with all of `items`, so many at a time, and returns what came of it in the order in which it came.
+fn at_a_time<T: Send, R: Send>(jobs: usize, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let waiting = Mutex::new(VecDeque::from(items));
+    let done = Mutex::new(Vec::new());
+    // By a function, so that the lock is free again while the work is done.
+    let next = || locked(&waiting).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(item) = next() {
+                    let result = work(item);
+                    locked(&done).push(result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -205,7 +216,7 @@ fn programs(folder: &Path, toolchain: &str) -> Result<PathBuf> {
 }
 
 /// Runs one target.
-fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u64, step: &Step) -> Result<Figures> {
+fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u64, seed: Option<u32>, step: &Step) -> Result<Figures> {
     // New inputs stay out of the kept ones until somebody minimises them.
     let found = folder.join("target/found").join(target);
     let artifacts = folder.join("artifacts").join(target);
@@ -229,6 +240,9 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, seconds: u64, step: &Step)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
+    if let Some(seed) = seed {
+        program.arg(format!("-seed={seed}"));
+    }
     let begin = std::time::Instant::now();
     let mut child = Child::spawn(&mut program).with_context(|| format!("cannot start {target}"))?;
     let mut figures = Figures {
@@ -313,6 +327,18 @@ fn complain(row: &Figures) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_at_a_time_are_two() {
+        // Each waits for another one: alone, none would end.
+        let meeting = std::sync::Barrier::new(2);
+        let mut numbers = at_a_time(2, vec![1, 2, 3, 4], |number| {
+            meeting.wait();
+            number * 10
+        });
+        numbers.sort_unstable();
+        assert_eq!(numbers, [10, 20, 30, 40]);
+    }
 
     #[test]
     fn the_figures_are_read_from_what_libfuzzer_prints() {
