@@ -18,8 +18,8 @@ use std::process::Command;
 
 /// How much an operation may grow, in percent.
 const TOLERANCE: f64 = 3.0;
-/// What is counted: the ring's rows, as `ring-MAPPING-PAYLOAD-PACKETS`, and KMCL. Per batch, where there is one.
-const OPERATIONS: [&str; 18] = [
+/// What is counted: the ring's rows, as `ring-MAPPING-PAYLOAD-PACKETS`, KMCL, and storage. Per batch, where there is one.
+const OPERATIONS: [&str; 20] = [
     "ring-double-8-1",
     "ring-double-64-1",
     "ring-double-64-16",
@@ -38,6 +38,8 @@ const OPERATIONS: [&str; 18] = [
     "kmcl-round-trip-64-one-processor",
     "kmcl-round-trip-64-anywhere",
     "kmcl-stream-64x16",
+    "storage-request-512",
+    "storage-read-4096",
 ];
 /// The difference of the two is what counts: what comes before and after falls out.
 const COUNTS: [u64; 2] = [200, 1200];
@@ -87,25 +89,37 @@ fn valgrind() -> Option<OsString> {
     output(Command::new(&valgrind).arg("--version")).map(|_| valgrind)
 }
 
-/// Builds the benchmark as `cargo bench` does, and returns where it is.
-fn benchmark() -> PathBuf {
+/// The benchmark that does an operation.
+fn benchmark_of(operation: &str) -> &'static str {
+    if operation.starts_with("storage-") {
+        "storage"
+    } else {
+        "ring"
+    }
+}
+
+/// Builds the benchmarks as `cargo bench` does, and returns where each is.
+fn benchmarks() -> impl Fn(&str) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(manifest())
-        .args(["bench", "--bench", "ring", "--no-run", "--message-format=json"]);
+        .args(["bench", "--bench", "ring", "--bench", "storage"])
+        .args(["--no-run", "--message-format=json"]);
     let output = cargo.output().unwrap();
     let messages = String::from_utf8(output.stdout).unwrap();
     assert!(
         output.status.success(),
-        "the benchmark does not build: {}",
+        "the benchmarks do not build: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let key = "\"executable\":\"";
-    let path = messages
-        .lines()
-        .filter(|line| line.contains("\"name\":\"ring\"") && line.contains("compiler-artifact"))
-        .find_map(|line| line.split_once(key)?.1.split_once('"').map(|(path, _)| path));
-    PathBuf::from(path.expect("cargo tells where the benchmark is"))
+    move |name| {
+        let (name, key) = (format!("\"name\":\"{name}\""), "\"executable\":\"");
+        let path = messages
+            .lines()
+            .filter(|line| line.contains(&name) && line.contains("compiler-artifact"))
+            .find_map(|line| line.split_once(key)?.1.split_once('"').map(|(path, _)| path));
+        PathBuf::from(path.expect("cargo tells where the benchmark is"))
+    }
 }
 
 fn count(valgrind: &OsString, benchmark: &Path, operation: &str) -> u64 {
@@ -142,14 +156,14 @@ fn no_operation_takes_more_than_3_percent_more_instructions_than_the_table_says(
     let Some(valgrind) = valgrind() else {
         return say("NOT CHECKED: there is no valgrind");
     };
-    let benchmark = benchmark();
+    let benchmarks = benchmarks();
     let mut written = format!(
         "# Instructions of one operation, counted by valgrind; see tests/instructions.rs.\nrustc = \"{}\"\nprocessor = \"{}\"\n\n",
         here.0, here.1
     );
     let mut grown = Vec::new();
     for operation in OPERATIONS {
-        let counted = count(&valgrind, &benchmark, operation);
+        let counted = count(&valgrind, &benchmarks(benchmark_of(operation)), operation);
         writeln!(written, "{operation} = {counted}").unwrap();
         if is_writing {
             continue;

@@ -118,6 +118,12 @@ impl Entry {
         self.client.lock(self.platform).clone()
     }
 
+    /// Returns the memory that a packet of the client lends. Asked under the lock that keeps the client: it looks into its table,
+    /// under a lock of its own, and calls nobody.
+    pub(super) fn lent_by_client(&self, transaction_id: u64) -> Option<Mdl> {
+        self.client.lock(self.platform).as_ref()?.lent(transaction_id)
+    }
+
     pub(super) fn rings(&self) -> Option<super::rings::Block> {
         self.rings.lock(self.platform).clone()
     }

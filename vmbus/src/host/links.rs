@@ -107,7 +107,7 @@ impl Transport for ServerTransport {
     }
 
     fn lent_by_peer(&self, transaction_id: u64) -> Option<Mdl> {
-        self.entry.client()?.lent(transaction_id)
+        self.entry.lent_by_client(transaction_id)
     }
 
     fn close(&self, _: Deadline) -> Result<(), Error> {

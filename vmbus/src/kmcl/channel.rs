@@ -274,6 +274,16 @@ impl<C: Context> Channel<C> {
         self.core().wait(self.core().until(deadline), |_| ready())
     }
 
+    /// Looks at messages and completions once, as [`wait_until`](Self::wait_until) does; false from the channel's own callback,
+    /// where that is not to be done.
+    pub(crate) fn look(&self) -> bool {
+        let may_look = self.core().inside() != Some(Inside::Callback);
+        if may_look {
+            self.core().look();
+        }
+        may_look
+    }
+
     /// Returns the bytes of memory that the channel reserved when it was enabled, without the rings.
     ///
     /// ```

@@ -198,9 +198,7 @@ impl<C: Context> Core<C> {
         let mut look = || {
             found = ready(self);
             if found.is_none() {
-                self.provider.poll();
-                self.absorb();
-                self.notice_withdrawal();
+                self.look();
                 found = ready(self);
             }
             found.is_some()
@@ -210,6 +208,13 @@ impl<C: Context> Core<C> {
             (Some(found), _) => Ok(found),
             _ => Err(Error::TimedOut),
         }
+    }
+
+    /// Looks at messages and completions, delivers nothing.
+    pub(crate) fn look(&self) {
+        self.provider.poll();
+        self.absorb();
+        self.notice_withdrawal();
     }
 
     /// Ends requests if the peer has taken the offer back: it has given up all memory with it.

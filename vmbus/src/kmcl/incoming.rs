@@ -5,14 +5,16 @@ use core::fmt;
 
 use core::sync::atomic::Ordering;
 
+use zerocopy::little_endian::U64;
+
 use super::counters::{add, add_alone, subtract_alone};
 use super::endpoint::Core;
 use super::receive::{IncomingBody, Ready, Slot};
 use super::{Channel, Context, Error, Level, Refused};
 use crate::fallible::Shared;
-use crate::memory::Mdl;
+use crate::memory::{Mdl, Pfn};
 use crate::protocol::packet::PacketType;
-use crate::ring::External;
+use crate::ring::{External, GpaRanges};
 
 /// A packet of the peer, to be completed exactly once (KMCL: `VMBPACKETCOMPLETION`).
 ///
@@ -664,17 +666,34 @@ impl<C: Context> Core<C> {
         if len > self.settings.maximum_external_data || count > self.settings.maximum_chain_length {
             return Err(Error::InvalidExternalData { len, ranges: count });
         }
-        // Asked without a lock of ours: the peer looks into its own table.
-        let transport = self.outgoing.lock(self.platform).transport.clone();
-        let lent = transport.and_then(|transport| transport.lent_by_peer(body.transaction_id));
+        // Asked under our lock: only a server asks, and only the client's locks are taken behind it, in which nobody asks back.
+        let outgoing = self.outgoing.lock(self.platform);
+        let lent = outgoing
+            .transport
+            .as_ref()
+            .and_then(|transport| transport.lent_by_peer(body.transaction_id));
+        drop(outgoing);
         let lent = lent.ok_or(Error::NotLent)?;
         if lent.len() != len {
             return Err(Error::NotLent);
         }
-        let described = ranges.iter().flat_map(|range| range.pfns.iter().map(|pfn| pfn.get()));
-        if !lent.page_spans().map(|span| span.pfn.get()).eq(described) {
+        if !has_pages(&lent, &ranges) {
             return Err(Error::NotLent);
         }
         Ok(lent)
     }
+}
+
+/// Returns true if these are the pages of the memory.
+#[inline]
+fn has_pages(memory: &Mdl, ranges: &GpaRanges<'_>) -> bool {
+    // What is lent is one piece as a rule, and so one range.
+    if ranges.count() == 1
+        && let (Some((pages, _)), Some(range)) = (memory.run(), ranges.iter().next())
+    {
+        let same = |(page, pfn): (&Pfn, &U64)| page.get() == pfn.get();
+        return pages.len() == range.pfns.len() && pages.iter().zip(range.pfns).all(same);
+    }
+    let described = ranges.iter().flat_map(|range| range.pfns.iter().map(|pfn| pfn.get()));
+    memory.page_spans().map(|span| span.pfn.get()).eq(described)
 }

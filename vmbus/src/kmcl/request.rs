@@ -413,6 +413,13 @@ pub struct Request<'a, C: Context> {
     state: State,
 }
 
+impl<C: Context> Request<'_, C> {
+    /// Returns true if its completion is there.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.state, State::Sent(id) if self.channel.core().is_done(id))
+    }
+}
+
 // Nothing in it is ever pinned.
 impl<C: Context> Unpin for Request<'_, C> {}
 

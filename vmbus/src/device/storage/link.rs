@@ -10,6 +10,7 @@ use crate::Platform;
 use crate::bus::Throttle;
 use crate::fallible::Shared;
 use crate::kmcl::{Channel, IncomingPacket};
+use crate::platform::Callers;
 use crate::sync::Lock;
 
 /// A way to tell the operating system that the devices have changed. Called in deferred work.
@@ -58,6 +59,8 @@ pub(super) fn count(counter: &AtomicU64) {
 /// The context of the channel: what its callbacks and the requests on it need.
 pub(super) struct Link {
     pub(super) platform: &'static dyn Platform,
+    /// Whether all calls come one at a time, so that numbers need no locked instructions.
+    is_alone: bool,
     pub(super) counting: Counting,
     pub(super) throttle: Throttle,
     news: AtomicBool,
@@ -73,6 +76,7 @@ impl Link {
     pub(super) fn new(platform: &'static dyn Platform, wake: Wake) -> Self {
         Self {
             platform,
+            is_alone: platform.callers() == Callers::OneAtATime,
             counting: Counting::default(),
             throttle: Throttle::default(),
             // Nobody has looked yet.
@@ -112,14 +116,27 @@ impl Link {
         self.news.store(false, Ordering::Release);
     }
 
-    /// A request is in flight.
+    /// A command is in flight.
     pub(super) fn enter(&self) {
-        self.live.fetch_add(1, Ordering::SeqCst);
+        if self.is_alone {
+            // Nobody comes between the two, by the platform's promise.
+            let (live, commands) = (&self.live, &self.counting.commands);
+            live.store(live.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            commands.store(commands.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        } else {
+            self.live.fetch_add(1, Ordering::SeqCst);
+            count(&self.counting.commands);
+        }
     }
 
     /// A request is in flight no more, or at least nobody looks: somebody who waits for a packet may try again.
     pub(super) fn leave(&self) {
-        self.live.fetch_sub(1, Ordering::SeqCst);
+        if self.is_alone {
+            let live = &self.live;
+            live.store(live.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+        } else {
+            self.live.fetch_sub(1, Ordering::SeqCst);
+        }
         if self.is_awaited.load(Ordering::SeqCst) {
             self.wake_one();
         }

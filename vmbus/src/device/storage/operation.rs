@@ -50,6 +50,8 @@ struct Part {
     from: u64,
     len: u64,
     attempts: u8,
+    /// It was sent with all of the operation's memory.
+    has_all: bool,
     flight: Flight,
 }
 
@@ -64,7 +66,7 @@ enum Flight {
 pub(super) struct Operation {
     unit: Shared<Unit>,
     plan: Plan,
-    /// All that the caller lends.
+    /// All that the caller lends; empty while one command has all of it.
     pub(super) memory: Mdl,
     /// The memory takes more than one range to describe, so it is cut where these end.
     is_scattered: bool,
@@ -184,6 +186,26 @@ impl Operation {
 
     /// Waits until it is over.
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<u32, Error> {
+        // Once without a look at the clock, which would be a good part of a short wait.
+        let channel = &self.unit.inner.channel;
+        if (self.is_done() || channel.look())
+            && let Poll::Ready(result) = self.poll(Waker::noop())
+        {
+            return result;
+        }
+        self.wait_longer(deadline)
+    }
+
+    /// Returns true if something came back for it.
+    fn is_done(&self) -> bool {
+        self.live().any(|part| match &part.flight {
+            Flight::Sent(request) => request.is_done(),
+            Flight::Later(_) => false,
+        })
+    }
+
+    #[inline(never)]
+    fn wait_longer(&mut self, deadline: Deadline) -> Result<u32, Error> {
         let unit = self.unit.clone();
         let channel = &unit.inner.channel;
         let deadline = match deadline {
@@ -247,10 +269,18 @@ impl Operation {
 
     /// Takes what became of a part.
     fn settle(&mut self, index: usize, part: Part, result: Result<Reply<Link>, Refused<Option<Mdl>>>) {
-        let reply = match result {
+        let mut reply = match result {
             Ok(reply) => reply,
-            Err(refused) => return self.fail(refused.error.into()),
+            Err(refused) => {
+                if part.has_all {
+                    self.take_back(refused.given);
+                }
+                return self.fail(refused.error.into());
+            }
         };
+        if part.has_all {
+            self.take_back(reply.take_mdl());
+        }
         let asked = self.transfer_len(&part);
         if reply.payload().is_empty() {
             // Whoever had the request has let go of it; perhaps the controller is about to go.
@@ -360,6 +390,7 @@ impl Operation {
                     from,
                     len,
                     attempts: 0,
+                    has_all: false,
                     flight: Flight::Later(Instant::default()),
                 };
                 self.send(index, part);
@@ -413,28 +444,37 @@ impl Operation {
 
     /// Sends a part. If all packets are in use, it stays to be sent later.
     fn send(&mut self, index: usize, mut part: Part) {
-        let inner = &self.unit.inner;
-        let (memory, command) = match self.command(&part) {
+        let (memory, command) = match self.command(&mut part) {
             Ok(made) => made,
             Err(kmcl::Error::TooManyPackets) => return self.starve(index, part),
             Err(error) => return self.fail(error.into()),
         };
+        let inner = &self.unit.inner;
         let packet = command.packet(inner.version);
         match inner.channel.send_request(packet.bytes(), memory) {
             Ok(request) => {
-                let link = inner.link();
-                link.enter();
-                count(&link.counting.commands);
+                inner.link().enter();
                 part.attempts = part.attempts.saturating_add(1);
                 part.flight = Flight::Sent(request);
                 self.has_fresh = true;
                 self.put(index, part);
             }
-            Err(Refused {
-                error: kmcl::Error::TooManyPackets | kmcl::Error::RingFull,
-                ..
-            }) => self.starve(index, part),
-            Err(refused) => self.fail(refused.error.into()),
+            Err(Refused { error, given }) => {
+                if part.has_all {
+                    self.take_back(given);
+                }
+                match error {
+                    kmcl::Error::TooManyPackets | kmcl::Error::RingFull => self.starve(index, part),
+                    error => self.fail(error.into()),
+                }
+            }
+        }
+    }
+
+    /// Has the memory again that a command had all of.
+    fn take_back(&mut self, memory: Option<Mdl>) {
+        if let Some(memory) = memory {
+            self.memory = memory;
         }
     }
 
@@ -451,7 +491,9 @@ impl Operation {
     }
 
     /// Makes the command of a part, and the memory for it.
-    fn command(&self, part: &Part) -> Result<(Option<Mdl>, Execute), kmcl::Error> {
+    fn command(&mut self, part: &mut Part) -> Result<(Option<Mdl>, Execute), kmcl::Error> {
+        let transfer_bytes = self.transfer_len(part);
+        part.has_all = false;
         let (cdb, direction, memory) = match self.plan {
             Plan::Command { cdb, direction } => {
                 let memory = (!self.memory.is_empty()).then(|| self.memory.clone());
@@ -478,18 +520,19 @@ impl Operation {
             address: self.unit.address,
             cdb,
             direction,
-            transfer_bytes: self.transfer_len(part),
+            transfer_bytes,
         };
         Ok((memory, command))
     }
 
-    /// The memory of a part.
-    fn piece(&self, part: &Part) -> Result<Mdl, kmcl::Error> {
+    /// The memory of a part. All of it is handed on, and comes back with the answer: another owner would have to be counted.
+    fn piece(&mut self, part: &mut Part) -> Result<Mdl, kmcl::Error> {
         let (Ok(from), Ok(len)) = (usize::try_from(part.from), usize::try_from(part.len)) else {
             return Err(kmcl::Error::OutOfRange);
         };
         if from == 0 && len == self.memory.len() {
-            return Ok(self.memory.clone());
+            part.has_all = true;
+            return Ok(core::mem::replace(&mut self.memory, Mdl::empty()));
         }
         self.memory.range(from, len).map_err(|_| kmcl::Error::OutOfRange)
     }
