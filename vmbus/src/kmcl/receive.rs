@@ -119,7 +119,7 @@ impl IncomingBody {
 
     /// Returns the page list, which the ring has checked.
     pub(crate) fn external(&self) -> Result<External<'_>, Corruption> {
-        External::parse_list(
+        External::parse(
             self.packet_type,
             self.words.as_bytes().get(..self.list_len).unwrap_or_default(),
         )

@@ -20,24 +20,15 @@ pub enum External<'a> {
 }
 
 impl<'a> External<'a> {
-    /// Checks the page list of a packet; only two types have one.
-    pub(super) fn parse(packet_type: PacketType, bytes: &'a [u8]) -> Result<Self, Corruption> {
-        match packet_type {
-            PacketType::GPA_DIRECT => Ok(Self::GpaDirect(GpaRanges::parse(bytes)?)),
-            PacketType::TRANSFER_PAGES => Ok(Self::TransferPages(TransferPages::parse(bytes)?)),
-            _ => Ok(Self::None),
-        }
-    }
-
-    /// Takes apart the page list of a packet that was copied earlier: the bytes in front of its payload.
+    /// Checks and takes apart the page list of a packet, the bytes in front of its payload; only two types have one.
     ///
     /// # Errors
     ///
     /// [`Corruption`] if it is none for a packet of this type.
-    #[cfg(feature = "alloc")]
-    pub(crate) fn parse_list(packet_type: PacketType, bytes: &'a [u8]) -> Result<Self, Corruption> {
+    pub(crate) fn parse(packet_type: PacketType, bytes: &'a [u8]) -> Result<Self, Corruption> {
         match packet_type {
-            PacketType::GPA_DIRECT | PacketType::TRANSFER_PAGES => Self::parse(packet_type, bytes),
+            PacketType::GPA_DIRECT => Ok(Self::GpaDirect(GpaRanges::parse(bytes)?)),
+            PacketType::TRANSFER_PAGES => Ok(Self::TransferPages(TransferPages::parse(bytes)?)),
             _ => Ok(Self::None),
         }
     }

@@ -5,7 +5,7 @@
 
 use super::control::Control;
 use super::geometry::padded;
-use super::sync::{AtomicU32, publish};
+use super::sync::AtomicU32;
 
 pub(super) mod sealed {
     pub trait Sealed {}
@@ -23,10 +23,7 @@ pub trait RingMemory: sealed::Sealed {
     fn control(&self) -> &Control;
 
     /// Stores a word of the control page, and lets no later load of another one overtake the store.
-    #[inline(always)]
-    fn publish(&self, word: &AtomicU32, value: u32) {
-        publish(word, value);
-    }
+    fn publish(&self, word: &AtomicU32, value: u32);
 
     /// Data bytes: whole pages.
     fn size(&self) -> u32;
@@ -35,10 +32,7 @@ pub trait RingMemory: sealed::Sealed {
     fn store_words<const N: usize>(&self, at: u32, words: [u64; N]);
 
     /// Stores a whole packet at a multiple of 8: descriptor, payload padded with zeroes, trailer.
-    #[inline]
-    fn store_packet(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
-        self.store_packet_in_parts(at, first, second, payload, trailer);
-    }
+    fn store_packet(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64);
 
     /// The same, by the other functions.
     #[cold]

@@ -8,6 +8,7 @@ use loom::thread;
 
 use super::control::Control;
 use super::memory::sealed::Sealed;
+use super::sync::{AtomicU32, publish};
 use super::{Consumer, Header, Producer, RingMemory, Room, Signal, WriteError};
 
 /// Words of the ring: two packets with one word of payload each, and the gap.
@@ -43,6 +44,10 @@ impl RingMemory for Ring {
         &self.0.control
     }
 
+    fn publish(&self, word: &AtomicU32, value: u32) {
+        publish(word, value);
+    }
+
     fn size(&self) -> u32 {
         8 * WORDS as u32
     }
@@ -51,6 +56,10 @@ impl RingMemory for Ring {
         for (n, word) in (0..).zip(words) {
             self.word(at + 8 * n).store(word, Ordering::Relaxed);
         }
+    }
+
+    fn store_packet(&self, at: u32, first: u64, second: u64, payload: &[u8], trailer: u64) {
+        self.store_packet_in_parts(at, first, second, payload, trailer);
     }
 
     fn load_pair(&self, at: u32) -> [u64; 2] {

@@ -72,3 +72,57 @@ fn waiting_for_all_that_a_ring_holds_is_possible_and_for_more_is_not() {
     peer.set(OUT, 1024);
     assert_eq!(producer.wait_for_room(4088), Ok(Room::Available));
 }
+
+#[test]
+fn the_beginning_of_a_payload_is_taken_as_far_as_it_and_the_memory_for_it_reach() {
+    let peer = Peer::new(1);
+    let mut consumer = Consumer::create(peer.ring(), [0; 4]);
+    // Each with 16 bytes of page list, which is left out, and 16 of payload.
+    for at in [0, 56] {
+        peer.descriptor(at, 7, 4, 6, 0, 1);
+        peer.store(at + 16, &[0xaa, 0xbb, 0x11, 0x22, 0xcc]);
+    }
+    peer.set(IN, 112);
+    let mut memory = [0x99; 4];
+    consumer.peek().unwrap().take_payload_into(&mut memory);
+    assert_eq!(memory, [0x11, 0x22, 0x99, 0x99]);
+    let mut memory = [0x99; 1];
+    consumer.peek().unwrap().take_payload_into(&mut memory);
+    assert_eq!(memory, [0x11]);
+    assert_eq!(consumer.next().unwrap_err(), ReadError::Empty, "both are taken");
+}
+
+/// An index that no peer may write.
+const RUBBISH: u32 = 3;
+
+#[test]
+fn what_is_known_to_have_come_is_taken_without_another_look() {
+    let peer = Peer::new(1);
+    let mut consumer = Consumer::create(peer.ring(), [0; 32]);
+    peer.descriptor(0, 6, 2, 2, 0, 7);
+    peer.descriptor(24, 6, 2, 2, 0, 8);
+    peer.set(IN, 48);
+    assert_eq!(consumer.next().unwrap().transaction_id(), 7);
+    peer.set(IN, RUBBISH);
+    assert_eq!(consumer.next().unwrap().transaction_id(), 8);
+    assert!(matches!(consumer.next(), Err(ReadError::Corrupt(_))));
+}
+
+#[test]
+fn room_that_is_known_is_used_to_its_end_without_another_look() {
+    // A whole small ring, more than the fast path's limit would be if it were wrong, and the longest packet.
+    for (pages, payload) in [(1, 4064), (16, 40_000), (129, 524_264)] {
+        let peer = Peer::new(pages);
+        let mut producer = Producer::create(peer.ring());
+        peer.set(OUT, RUBBISH);
+        producer.send(ID, &vec![0; payload]).unwrap();
+    }
+}
+
+#[test]
+fn room_that_is_known_is_not_waited_for() {
+    let peer = Peer::new(1);
+    let mut producer = Producer::create(peer.ring());
+    peer.set(OUT, RUBBISH);
+    assert_eq!(producer.wait_for_room(4088), Ok(Room::Available));
+}
