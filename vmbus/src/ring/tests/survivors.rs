@@ -126,3 +126,24 @@ fn room_that_is_known_is_not_waited_for() {
     peer.set(OUT, RUBBISH);
     assert_eq!(producer.wait_for_room(4088), Ok(Room::Available));
 }
+
+#[test]
+fn a_page_list_that_was_not_written_to_its_end_is_zeroes_there() {
+    for written in [0, 8] {
+        let peer = Peer::new(1);
+        let mut producer = Producer::create(peer.ring());
+        let mut reservation = producer.reserve(ID, 24, 8).unwrap();
+        reservation.write_external(&[0x11; 8][..written]).unwrap();
+        assert_eq!(
+            reservation.write_external(&[0x22; 12]),
+            Err(WriteError::OutOfBounds { excess: 4 }),
+            "not whole words"
+        );
+        reservation.write(&[0x33; 8]).unwrap();
+        reservation.finish();
+        let mut expected = [0; 32];
+        expected[..written].fill(0x11);
+        expected[24..].fill(0x33);
+        assert_eq!(peer.bytes(16, 32), expected);
+    }
+}
