@@ -236,6 +236,20 @@ mod linux {
         (plain, masked)
     }
 
+    /// One packet per commit to a reader that is always one packet behind: the ring is not empty when a packet is published, so
+    /// that the writer, too, needs a fence before it knows that nobody is to be signalled.
+    fn behind(pages: &Twice, payload: usize) -> f64 {
+        let mut bench = Bench::new(pages, false, payload, 1);
+        let header = Header::in_band_with_completion(0);
+        bench.producer.send(header, &bench.payload).expect("there is room");
+        let _ = bench.producer.commit();
+        bench.run(1000);
+        bench.signals = 0;
+        let least = least(60, 20_000, || bench.run(20_000));
+        assert_eq!(bench.signals, 0, "the ring was never empty");
+        least
+    }
+
     /// One operation and nothing else: `double|split`, payload, packets per commit.
     pub(crate) fn only(split: bool, payload: usize, batch: usize, batches: usize) {
         let pages = Twice::new(256 * 1024).expect("memory for a ring");
@@ -269,6 +283,10 @@ mod linux {
         }
         if let ("plot", Some(file)) = (first.as_str(), arguments.next()) {
             std::fs::write(file, crate::plot::svg(&drawn)).expect("a file for the plot");
+        }
+        for payload in [8, 64] {
+            let took = behind(&pages, payload);
+            println!("ring behind {payload}x1: {took:.1} ns, never empty, so with a fence of the writer, too");
         }
         let (plain, masked) = masking(&pages);
         println!(

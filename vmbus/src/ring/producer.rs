@@ -8,7 +8,7 @@ use super::geometry::{Geometry, padded};
 use super::memory::RingMemory;
 use super::packet::{DESCRIPTOR, Header, MAX_LENGTH, PacketToSend, TRAILER};
 use super::reservation::Reservation;
-use super::sync::{Ordering, observe};
+use super::sync::{Ordering, observe, publish_and_signal};
 
 /// Writes packets into a ring: stages any number, then makes all of them visible at once.
 ///
@@ -33,6 +33,9 @@ pub(super) struct State {
     room: u32,
     /// What the peer was told that we wait for; 0 for nothing.
     waiting_for: u32,
+    /// The last commit found that the peer had read all, and wanted a signal: the next one is likely to. False once the ring is
+    /// broken.
+    sleeps: bool,
     fault: Option<Corruption>,
 }
 
@@ -188,17 +191,23 @@ impl<M: RingMemory> Producer<M> {
             return Signal::NotNeeded;
         }
         let control = self.memory.control();
-        // Publishing orders the packets in front of the index, and the index in front of the two loads below: a consumer that
-        // unmasks and then finds the ring empty has unmasked before our load, or we have published before its.
+        let before = state.committed;
+        // Where the ring is empty and signals are not masked, the peer is signalled whatever it does meanwhile, and needs nothing
+        // from us but that. A read index that is our own is a good one, and gives all of the room.
+        if state.sleeps && observe(&control.read_index) == before && observe(&control.interrupt_mask) == 0 {
+            state.room = state.geometry.capacity().wrapping_sub(state.staged());
+            state.committed = state.write;
+            publish_and_signal(&control.write_index, state.write);
+            return Signal::Needed;
+        }
+        // Not to signal needs a reason that holds after all is visible. Publishing orders the packets in front of the index, and
+        // the index in front of the two loads below: a consumer that unmasks and then finds the ring empty has unmasked before
+        // our load, or we have published before its.
         self.memory.publish(&control.write_index, state.write);
-        let before = core::mem::replace(&mut state.committed, state.write);
-        if observe(&control.interrupt_mask) != 0 {
-            return Signal::NotNeeded;
-        }
-        match state.refresh(&self.memory) {
-            Ok(read) => Signal::when(read == before),
-            Err(_) => Signal::NotNeeded,
-        }
+        state.committed = state.write;
+        state.sleeps =
+            observe(&control.interrupt_mask) == 0 && state.refresh(&self.memory).is_ok_and(|read| read == before);
+        Signal::when(state.sleeps)
     }
 
     /// Tells the peer that we wait for this much room, unless there is as much by now.
@@ -304,6 +313,7 @@ impl State {
             committed: write,
             room,
             waiting_for: 0,
+            sleeps: true,
             fault: None,
         }
     }
@@ -386,6 +396,7 @@ impl State {
     fn break_ring(&mut self, raw: u32) -> Corruption {
         let known = self.geometry.capacity().wrapping_sub(self.room);
         self.room = 0;
+        self.sleeps = false;
         *self.fault.get_or_insert(match self.geometry.check_read_index(raw) {
             Err(corruption) => corruption,
             Ok(raw) => Corruption::ReadIndexBackwards {

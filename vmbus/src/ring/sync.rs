@@ -21,6 +21,17 @@ pub(super) fn publish(word: &AtomicU32, value: u32) {
     }
 }
 
+/// Stores `value` in front of a signal to the peer, which comes in any case: there is nothing that a later load could miss. The
+/// signal itself comes behind the store: on x86-64 a hypercall and a locked instruction are barriers, elsewhere this has one.
+#[inline]
+pub(super) fn publish_and_signal(word: &AtomicU32, value: u32) {
+    // Release: orders the data in front of the index.
+    word.store(value, Ordering::Release);
+    if cfg!(not(any(target_arch = "x86_64", loom))) {
+        fence(Ordering::SeqCst);
+    }
+}
+
 /// Stores `value` as [`publish`] does, for a peer on this processor: what runs here later sees all that was stored before,
 /// whatever the processor does, so that only the compiler is to keep the order.
 #[inline]

@@ -1,8 +1,9 @@
-//! Copies by 32-byte vectors, where the processor has them and its system keeps them.
+//! Copies by vectors of 32 or 64 bytes, where the processor has them and its system keeps them.
 //!
 //! Part of the crate where an operating system runs under it, as in tests and benchmarks, and in kernels only with the feature
 //! `avx`: a kernel must save the upper halves of the vector registers wherever a ring may be used, in interrupts, too, if its
-//! interrupted programs use them.
+//! interrupted programs use them. Vectors of 64 bytes are used only where the kernel has turned on their state (XCR0), and then it
+//! must save that.
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
@@ -12,6 +13,8 @@ const UNKNOWN: u8 = 0;
 const ABSENT: u8 = 1;
 const USABLE: u8 = 2;
 const USABLE_AND_FAST_STRINGS: u8 = 3;
+/// And vectors of 64 bytes.
+const USABLE_AND_WIDE: u8 = 4;
 
 /// Whether this build may use AVX at all.
 const PERMITTED: bool = cfg!(any(feature = "avx", not(any(target_os = "none", target_os = "uefi"))));
@@ -25,7 +28,13 @@ pub(in crate::ring) fn usable() -> bool {
 /// Whether AVX can be used and the processor's string moves are fast ones (ERMS).
 #[inline]
 pub(in crate::ring) fn has_fast_strings() -> bool {
-    PERMITTED && state() == USABLE_AND_FAST_STRINGS
+    PERMITTED && state() >= USABLE_AND_FAST_STRINGS
+}
+
+/// Whether vectors of 64 bytes can be used, too.
+#[inline]
+pub(in crate::ring) fn has_wide() -> bool {
+    PERMITTED && state() == USABLE_AND_WIDE
 }
 
 #[inline]
@@ -33,12 +42,7 @@ fn state() -> u8 {
     static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
     match STATE.load(Ordering::Relaxed) {
         UNKNOWN => {
-            const FAST_STRINGS: u32 = 1 << 9;
-            let state = match detect() {
-                true if __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & FAST_STRINGS != 0 => USABLE_AND_FAST_STRINGS,
-                true => USABLE,
-                false => ABSENT,
-            };
+            let state = detect();
             STATE.store(state, Ordering::Relaxed);
             state
         }
@@ -47,11 +51,16 @@ fn state() -> u8 {
 }
 
 #[cold]
-fn detect() -> bool {
+fn detect() -> u8 {
     const OSXSAVE_AND_AVX: u32 = 1 << 27 | 1 << 28;
     const SSE_AND_AVX_STATE: u64 = 1 << 1 | 1 << 2;
+    const WIDE_STATE: u64 = 7 << 5;
+    const FAST_STRINGS: u32 = 1 << 9;
+    const AVX512_F: u32 = 1 << 16;
+    /// Came with the processors whose clock does not fall when they use wide vectors.
+    const AVX512_VBMI2: u32 = 1 << 6;
     if __cpuid(1).ecx & OSXSAVE_AND_AVX != OSXSAVE_AND_AVX {
-        return false;
+        return ABSENT;
     }
     /// Which register sets the system saves.
     #[target_feature(enable = "xsave")]
@@ -61,7 +70,20 @@ fn detect() -> bool {
     }
     // SAFETY: OSXSAVE says that the instruction may be used.
     let enabled = unsafe { enabled_state() };
-    enabled & SSE_AND_AVX_STATE == SSE_AND_AVX_STATE
+    if enabled & SSE_AND_AVX_STATE != SSE_AND_AVX_STATE {
+        return ABSENT;
+    }
+    if __cpuid(0).eax < 7 {
+        return USABLE;
+    }
+    let features = __cpuid_count(7, 0);
+    if features.ebx & FAST_STRINGS == 0 {
+        USABLE
+    } else if features.ebx & AVX512_F != 0 && features.ecx & AVX512_VBMI2 != 0 && enabled & WIDE_STATE == WIDE_STATE {
+        USABLE_AND_WIDE
+    } else {
+        USABLE_AND_FAST_STRINGS
+    }
 }
 
 /// The shortest copy that [`to_shared`] can make.
@@ -208,6 +230,152 @@ pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usi
             len = inout(reg) len => _,
             src = inout(reg) src => _,
             dst = inout(reg) dst => _,
+            out("xmm0") _,
+            out("xmm1") _,
+            out("xmm2") _,
+            out("xmm3") _,
+            options(nostack),
+        );
+    }
+    leave();
+}
+
+/// The shortest copy that [`wide_to_shared`] and [`wide_from_shared`] can make.
+pub(in crate::ring) const WIDE_AT_LEAST: usize = 64;
+
+/// [`to_shared`] by vectors of 64 bytes.
+///
+/// # Safety
+///
+/// As for [`to_shared`], with [`WIDE_AT_LEAST`] and [`has_wide`].
+#[inline(never)]
+pub(in crate::ring) unsafe fn wide_to_shared(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: as in `to_shared`, with vectors of 64 bytes and blocks of 256: the first 64 bytes are stored, `dst` goes up by 1 to
+    // 64 to a multiple of 64, blocks are copied while `dst` is at most `last` - 192, vectors while it is below `last`, and then the
+    // last 64 bytes. Registers and flags are declared; the stack is not used.
+    unsafe {
+        asm!(
+            "vmovdqu64 zmm0, [{src}]",
+            "vmovdqu64 zmm4, [{src} + {last} - 64]",
+            "lea {last}, [{dst} + {last} - 64]",
+            "vmovdqu64 [{dst}], zmm0",
+            "sub {src}, {dst}",
+            "add {dst}, 64",
+            "and {dst}, -64",
+            "lea {blocks}, [{last} - 192]",
+            "cmp {dst}, {blocks}",
+            "ja 3f",
+            "2:",
+            "vmovdqu64 zmm0, [{src} + {dst}]",
+            "vmovdqu64 zmm1, [{src} + {dst} + 64]",
+            "vmovdqu64 zmm2, [{src} + {dst} + 128]",
+            "vmovdqu64 zmm3, [{src} + {dst} + 192]",
+            "vmovdqa64 [{dst}], zmm0",
+            "vmovdqa64 [{dst} + 64], zmm1",
+            "vmovdqa64 [{dst} + 128], zmm2",
+            "vmovdqa64 [{dst} + 192], zmm3",
+            "add {dst}, 256",
+            "cmp {dst}, {blocks}",
+            "jbe 2b",
+            "3:",
+            "cmp {dst}, {last}",
+            "jae 5f",
+            "4:",
+            "vmovdqu64 zmm0, [{src} + {dst}]",
+            "vmovdqa64 [{dst}], zmm0",
+            "add {dst}, 64",
+            "cmp {dst}, {last}",
+            "jb 4b",
+            "5:",
+            "vmovdqu64 [{last}], zmm4",
+            last = inout(reg) len => _,
+            src = inout(reg) src => _,
+            dst = inout(reg) dst => _,
+            blocks = out(reg) _,
+            out("xmm0") _,
+            out("xmm1") _,
+            out("xmm2") _,
+            out("xmm3") _,
+            out("xmm4") _,
+            options(nostack),
+        );
+    }
+    leave();
+}
+
+/// [`from_shared`] by vectors of 64 bytes: the words in front of the first whole one and behind the last by masks.
+///
+/// # Safety
+///
+/// As for [`from_shared`], with [`WIDE_AT_LEAST`] bytes and [`has_wide`].
+#[inline(never)]
+pub(in crate::ring) unsafe fn wide_from_shared(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: none to seven words until the target is aligned to 64, of the eight that there are at least, chosen by a mask, beyond
+    // which a processor neither reads nor writes; then blocks of 256 bytes, vectors of 64, and what is left, less than eight words, by a mask: `len` bytes in all,
+    // each read and written once. Registers, the mask among them, and flags are declared; the stack is not used.
+    unsafe {
+        asm!(
+            "mov ecx, {dst:e}",
+            "neg ecx",
+            "and ecx, 56",
+            "jz 3f",
+            "mov {head}, rcx",
+            "shr ecx, 3",
+            "mov {mask:e}, -1",
+            "shl {mask:e}, cl",
+            "not {mask:e}",
+            "kmovw k1, {mask:e}",
+            "vmovdqu64 zmm0 {{k1}} {{z}}, [{src}]",
+            "vmovdqu64 [{dst}] {{k1}}, zmm0",
+            "add {src}, {head}",
+            "add {dst}, {head}",
+            "sub {len}, {head}",
+            "3:",
+            "sub {len}, 256",
+            "jb 5f",
+            "4:",
+            "vmovdqu64 zmm0, [{src}]",
+            "vmovdqu64 zmm1, [{src} + 64]",
+            "vmovdqu64 zmm2, [{src} + 128]",
+            "vmovdqu64 zmm3, [{src} + 192]",
+            "vmovdqa64 [{dst}], zmm0",
+            "vmovdqa64 [{dst} + 64], zmm1",
+            "vmovdqa64 [{dst} + 128], zmm2",
+            "vmovdqa64 [{dst} + 192], zmm3",
+            "add {src}, 256",
+            "add {dst}, 256",
+            "sub {len}, 256",
+            "jae 4b",
+            "5:",
+            "add {len}, 192",
+            "jnc 7f",
+            "6:",
+            "vmovdqu64 zmm0, [{src}]",
+            "vmovdqa64 [{dst}], zmm0",
+            "add {src}, 64",
+            "add {dst}, 64",
+            "sub {len}, 64",
+            "jae 6b",
+            // What is left, less 64.
+            "7:",
+            "mov ecx, {len:e}",
+            "and ecx, 56",
+            "jz 8f",
+            "shr ecx, 3",
+            "mov {mask:e}, -1",
+            "shl {mask:e}, cl",
+            "not {mask:e}",
+            "kmovw k1, {mask:e}",
+            "vmovdqu64 zmm0 {{k1}} {{z}}, [{src}]",
+            "vmovdqu64 [{dst}] {{k1}}, zmm0",
+            "8:",
+            len = inout(reg) len => _,
+            src = inout(reg) src => _,
+            dst = inout(reg) dst => _,
+            head = out(reg) _,
+            mask = out(reg) _,
+            out("rcx") _,
+            out("k1") _,
             out("xmm0") _,
             out("xmm1") _,
             out("xmm2") _,

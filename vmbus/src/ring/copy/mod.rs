@@ -3,8 +3,8 @@
 //! A plain copy would be a data race, so nothing here is one. Several ways, chosen by length:
 //!
 //! - one or two words: relaxed atomic loads and stores of 64 bits ([`words`]);
-//! - more: assembly, which the compiler sees as one opaque access: vectors of 16 bytes ([`x86_64`]) or 32 ([`avx`]) where the
-//!   target has them, words and a string move where it has none, as in a kernel built without floating point;
+//! - more: assembly, which the compiler sees as one opaque access: vectors of 16 bytes ([`x86_64`]), 32 or 64 ([`avx`]) where
+//!   the target has them, words and a string move where it has none, as in a kernel built without floating point;
 //! - on other machines, and under miri: atomic words for all lengths.
 //!
 //! What arrives may be torn between old and new content; it is never undefined, and it is private from then on. Each
@@ -35,13 +35,19 @@ pub(super) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if len > x86_64::INLINE_AT_MOST {
         // SAFETY: the same conditions.
-        return unsafe { x86_64::long_to_shared(dst, src, len) };
+        unsafe { x86_64::long_to_shared(dst, src, len) };
     } else if len > 16 {
         // SAFETY: the same conditions.
-        return unsafe { x86_64::short(dst, src, len) };
+        unsafe { x86_64::short(dst, src, len) };
+    } else {
+        // SAFETY: the same conditions.
+        unsafe { words::two_to_shared(dst, src, len) };
     }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     // SAFETY: the same conditions.
-    unsafe { words::to_shared(dst, src, len) }
+    unsafe {
+        words::to_shared(dst, src, len);
+    }
 }
 
 /// Copies `len` bytes, a multiple of 8, from shared memory.
@@ -57,13 +63,19 @@ pub(super) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if len > x86_64::INLINE_AT_MOST {
         // SAFETY: the same conditions.
-        return unsafe { x86_64::long_from_shared(dst, src, len) };
+        unsafe { x86_64::long_from_shared(dst, src, len) };
     } else if len > 16 {
         // SAFETY: the same conditions.
-        return unsafe { x86_64::short(dst, src, len) };
+        unsafe { x86_64::short(dst, src, len) };
+    } else {
+        // SAFETY: the same conditions.
+        unsafe { words::two_from_shared(dst, src, len) };
     }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     // SAFETY: the same conditions.
-    unsafe { words::from_shared(dst, src, len) }
+    unsafe {
+        words::from_shared(dst, src, len);
+    }
 }
 
 /// Copies any number of bytes to any place in shared memory.

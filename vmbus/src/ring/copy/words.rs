@@ -33,6 +33,7 @@ pub(in crate::ring) unsafe fn load(src: *const u64) -> u64 {
 /// # Safety
 ///
 /// As for [`super::to_shared`].
+#[cfg(any(test, miri, not(target_arch = "x86_64")))]
 #[inline]
 pub(in crate::ring) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize) {
     let mut at = 0;
@@ -54,6 +55,7 @@ pub(in crate::ring) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize
 /// # Safety
 ///
 /// As for [`super::from_shared`].
+#[cfg(any(test, miri, not(target_arch = "x86_64")))]
 #[inline]
 pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usize) {
     let mut at = 0;
@@ -67,6 +69,62 @@ pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usi
         // SAFETY: private, 8 bytes left, aligned.
         unsafe { to.cast::<u64>().write(word) };
         at = at.wrapping_add(WORD);
+    }
+}
+
+/// [`super::to_shared`] for at most two words: no loop.
+///
+/// # Safety
+///
+/// As for [`super::to_shared`], with at most 16 bytes.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+pub(in crate::ring) unsafe fn two_to_shared(dst: *mut u8, src: *const u8, len: usize) {
+    debug_assert!(len <= 2 * WORD);
+    if len == 0 {
+        return;
+    }
+    // SAFETY: private, initialised, 8 bytes at least; any alignment will do.
+    let word = unsafe { src.cast::<u64>().read_unaligned() };
+    // SAFETY: 8 bytes at least, aligned.
+    unsafe { store(dst.cast(), word) };
+    if len > WORD {
+        // SAFETY: 8 bytes more.
+        let src = unsafe { src.add(WORD) };
+        // SAFETY: as above.
+        let dst = unsafe { dst.add(WORD) };
+        // SAFETY: private, initialised.
+        let word = unsafe { src.cast::<u64>().read_unaligned() };
+        // SAFETY: aligned as the first.
+        unsafe { store(dst.cast(), word) };
+    }
+}
+
+/// [`super::from_shared`] for at most two words: no loop.
+///
+/// # Safety
+///
+/// As for [`super::from_shared`], with at most 16 bytes.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+pub(in crate::ring) unsafe fn two_from_shared(dst: *mut u8, src: *const u8, len: usize) {
+    debug_assert!(len <= 2 * WORD);
+    if len == 0 {
+        return;
+    }
+    // SAFETY: 8 bytes at least, aligned.
+    let word = unsafe { load(src.cast()) };
+    // SAFETY: private, 8 bytes at least, aligned.
+    unsafe { dst.cast::<u64>().write(word) };
+    if len > WORD {
+        // SAFETY: 8 bytes more.
+        let src = unsafe { src.add(WORD) };
+        // SAFETY: as above.
+        let dst = unsafe { dst.add(WORD) };
+        // SAFETY: aligned as the first.
+        let word = unsafe { load(src.cast()) };
+        // SAFETY: private, aligned.
+        unsafe { dst.cast::<u64>().write(word) };
     }
 }
 

@@ -16,6 +16,10 @@ pub(super) const INLINE_AT_MOST: usize = 64;
 #[cfg(target_feature = "sse2")]
 const STRING_RATHER_THAN_VECTORS: usize = 2048;
 
+/// From this length on, vectors of 64 bytes are faster than those of 32, where there are some.
+#[cfg(target_feature = "sse2")]
+const WIDE_RATHER_THAN_AVX: usize = 512;
+
 /// From this length on, a fast string move to shared memory is faster than 32-byte vectors; from there it is not.
 #[cfg(target_feature = "sse2")]
 const STRING_RATHER_THAN_AVX: usize = 8192;
@@ -53,9 +57,16 @@ pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
         const { assert!(super::avx::AT_LEAST <= INLINE_AT_MOST) };
-        if len >= STRING_RATHER_THAN_AVX && super::avx::has_fast_strings() {
-            // SAFETY: the same conditions.
-            return unsafe { string(dst, src, len) };
+        if len >= WIDE_RATHER_THAN_AVX {
+            const { assert!(super::avx::WIDE_AT_LEAST <= WIDE_RATHER_THAN_AVX) };
+            if len >= STRING_RATHER_THAN_AVX && super::avx::has_fast_strings() {
+                // SAFETY: the same conditions.
+                return unsafe { string(dst, src, len) };
+            }
+            if super::avx::has_wide() {
+                // SAFETY: the same conditions, and the processor and its system have AVX-512.
+                return unsafe { super::avx::wide_to_shared(dst, src, len) };
+            }
         }
         // SAFETY: the same conditions, and the processor and its system have AVX.
         return unsafe { super::avx::to_shared(dst, src, len) };
@@ -73,6 +84,10 @@ pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
 pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
+        if len >= WIDE_RATHER_THAN_AVX && super::avx::has_wide() {
+            // SAFETY: the same conditions, and the processor and its system have AVX-512.
+            return unsafe { super::avx::wide_from_shared(dst, src, len) };
+        }
         // SAFETY: the same conditions, and the processor and its system have AVX.
         return unsafe { super::avx::from_shared(dst, src, len) };
     }

@@ -150,6 +150,12 @@ fn r2_a_read_index_that_goes_back_is_corruption() {
     assert_eq!(producer.refresh_room(), Err(WriteError::Corrupt(corruption)));
     assert!(!corruption.to_string().is_empty());
 
+    // A ring that broke stays so, and silent, even if the index says what it should by then.
+    producer.revert();
+    peer.set(OUT, peer.get(IN));
+    assert_eq!(producer.commit(), Signal::NotNeeded);
+    assert_eq!(producer.send(ID, &[]), Err(WriteError::Corrupt(corruption)));
+
     // Nor can the peer have read what is only staged.
     let peer = Peer::new(1);
     let mut producer = Producer::create(peer.ring());

@@ -94,6 +94,10 @@ fn every_way_of_copying_is_the_same() {
             #[cfg(target_feature = "sse2")]
             {
                 ways.push(("vectors", copy::x86_64::vectors, true));
+                if copy::avx::has_wide() && len >= copy::avx::WIDE_AT_LEAST {
+                    ways.push(("wide AVX out", copy::avx::wide_from_shared, true));
+                    ways.push(("wide AVX in", copy::avx::wide_to_shared, false));
+                }
                 if copy::avx::usable() {
                     ways.push(("AVX out", copy::avx::from_shared, true));
                     if len >= copy::avx::AT_LEAST {
@@ -106,10 +110,10 @@ fn every_way_of_copying_is_the_same() {
             if aligned && len % 8 != 0 {
                 continue;
             }
-            for shift in (0..32).step_by(if aligned { 8 } else { 5 * step }) {
-                let mut to = vec![u64::MAX; len / 8 + 8];
+            for shift in (0..64).step_by(if aligned { 8 } else { 5 * step }) {
+                let mut to = vec![u64::MAX; len / 8 + 12];
                 let target = to.as_mut_ptr().cast::<u8>().wrapping_add(8 + shift);
-                // SAFETY: 8 bytes and the shift in front, at least 23 bytes behind; the source is one word longer than `len`.
+                // SAFETY: 8 bytes and the shift in front, at least 17 bytes behind; the source is one word longer than `len`.
                 unsafe { way(target, from.as_ptr().cast(), len) };
                 let to: Vec<u8> = to.iter().flat_map(|word| word.to_le_bytes()).collect();
                 let (front, rest) = to.split_at(8 + shift);
