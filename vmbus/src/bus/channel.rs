@@ -425,10 +425,10 @@ impl ChannelCore {
         self.schedule();
     }
 
-    /// Undoes an opening that failed. A channel that the other end refused to open is not closed there.
-    pub(super) fn abandon(&self, is_refused: bool, deadline: Deadline) {
+    /// Undoes an opening that failed. A channel that is certain not to be open at the other end is not closed there.
+    pub(super) fn abandon(&self, is_closed: bool, deadline: Deadline) {
         let until = deadline.resolve(self.bus.now());
-        let farewell = if is_refused { Farewell::Silent } else { Farewell::Close };
+        let farewell = if is_closed { Farewell::Silent } else { Farewell::Close };
         // The caller is told why it failed; what the other end keeps meanwhile is parked.
         let _ = self.undo(OPENING, farewell, until);
     }

@@ -102,6 +102,25 @@ pub(super) struct BusInner {
     pub(super) host: spin::Once<crate::host::Host>,
 }
 
+/// A request failed.
+pub(super) struct NotGranted {
+    pub(super) error: Error,
+    /// The other end was asked, and may have done it.
+    pub(super) is_asked: bool,
+}
+
+impl From<Error> for NotGranted {
+    fn from(error: Error) -> Self {
+        Self { error, is_asked: false }
+    }
+}
+
+impl From<NotGranted> for Error {
+    fn from(failure: NotGranted) -> Self {
+        failure.error
+    }
+}
+
 impl BusInner {
     pub(super) fn new(
         hypervisor: &'static Hypervisor,
@@ -247,15 +266,16 @@ impl BusInner {
         key: Key,
         message: &MessageBytes,
         deadline: Deadline,
-    ) -> Result<(), Error> {
+    ) -> Result<(), NotGranted> {
         let until = deadline.resolve(self.now());
         let ticket = self.replies.expect(key, Some(offer.channel))?;
         // After the waiter is noted, or a rescind could slip in between.
         if self.table.is_rescinded(place) {
-            return Err(Error::Rescinded(offer.channel));
+            return Err(Error::Rescinded(offer.channel).into());
         }
         self.post(message, until, Some(&ticket))?;
         self.wait_for(&ticket, until)
+            .map_err(|error| NotGranted { error, is_asked: true })
     }
 
     // ----- posting

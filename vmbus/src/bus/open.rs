@@ -7,7 +7,7 @@ use super::Bus;
 use super::channel::{ChannelCore, ChannelSink, Parts};
 use super::error::Error;
 use super::gpadl::NotCreated;
-use super::inner::Phase;
+use super::inner::{NotGranted, Phase};
 use super::offer::Offer;
 use super::owner::Channel;
 use super::replies::Key;
@@ -89,10 +89,11 @@ impl Bus {
                 channel_handle.opened();
                 Ok(channel_handle)
             }
-            Err(error) => {
-                // A host that refused has nothing to close, but it still has the rings' GPADL, and time to give it up.
-                let is_refused = matches!(error, Error::Refused { .. });
-                channel_handle.abandon(is_refused, remaining);
+            Err(NotGranted { error, is_asked }) => {
+                // A host that refused, or that the request never reached, has nothing to close, but it still has the rings'
+                // GPADL, and time to give it up.
+                let is_closed = !is_asked || matches!(error, Error::Refused { .. });
+                channel_handle.abandon(is_closed, remaining);
                 Err(error)
             }
         }
