@@ -424,8 +424,38 @@ mod tests {
         held.insert(range(CHUNK_PAGES - 1, 2)).unwrap();
         assert_eq!(held.insert(range(9 * CHUNK_PAGES, 1)), Err(InsertError::NotReserved));
         assert_eq!(held.page_count(), 2);
-        // A chunk that exists needs no room.
+        // A chunk that exists needs no room, be it the first or the last.
         held.insert(range(5, 1)).unwrap();
+        held.insert(range(CHUNK_PAGES + 5, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_reservation_is_enough_for_a_range_that_touches_one_chunk_more() {
+        let mut held = HeldPages::new();
+        held.reserve(2 * CHUNK_PAGES + 2).unwrap();
+        held.insert(range(CHUNK_PAGES - 1, 2 * CHUNK_PAGES + 2)).unwrap();
+        assert_eq!(held.page_count(), 2 * CHUNK_PAGES + 2);
+    }
+
+    #[test]
+    fn room_that_a_removal_made_is_used_again() {
+        let mut held = HeldPages::new();
+        held.reserve(1).unwrap();
+        for _ in 0..3 {
+            held.insert(range(CHUNK_PAGES - 1, 2)).unwrap();
+            held.remove(range(CHUNK_PAGES - 1, 2), u32::MAX, |_| {});
+        }
+    }
+
+    #[test]
+    fn a_step_is_a_word_looked_at_or_a_run_found() {
+        let mut held = HeldPages::new();
+        hold(&mut held, range(0, 1));
+        hold(&mut held, range(1000, 1));
+        let first = held.remove(range(0, 1), u32::MAX, |_| {});
+        assert_eq!((first.examined_pages, first.removed_pages, first.steps), (1, 1, 2));
+        let stopped = held.remove(range(0, 1001), 1, |_| panic!("not that far"));
+        assert_eq!((stopped.examined_pages, stopped.steps), (64, 1));
     }
 
     #[test]
@@ -464,6 +494,7 @@ mod tests {
             hold(&mut held, range(page, 1));
         }
         assert_eq!(held.page_count(), 262_144);
+        assert!(held.bookkeeping_bytes() >= 64 * 1024, "{}", held.bookkeeping_bytes());
         assert!(held.bookkeeping_bytes() < 80 * 1024, "{}", held.bookkeeping_bytes());
         held.remove(range(0, 524_288), u32::MAX, |_| {});
         assert!(held.bookkeeping_bytes() < 12 * 1024, "{}", held.bookkeeping_bytes());

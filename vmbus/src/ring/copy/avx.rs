@@ -394,3 +394,18 @@ fn leave() {
         unsafe { asm!("vzeroupper", options(nomem, nostack, preserves_flags)) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_is_known_as_the_standard_library_knows_it() {
+        assert_eq!(usable(), std::is_x86_feature_detected!("avx"));
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        if let Some(line) = flags.lines().find(|line| line.starts_with("flags")) {
+            let is_said_to_be_fast = line.split_whitespace().any(|flag| flag == "erms");
+            assert_eq!(has_fast_strings(), usable() && is_said_to_be_fast);
+        }
+    }
+}

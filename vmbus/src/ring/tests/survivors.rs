@@ -1,6 +1,7 @@
 //! What mutation testing found that nothing showed: `MUTANTS.md`.
 
 use super::support::{IN, OUT, PENDING, Peer};
+use crate::ring::memory::RingMemory;
 use crate::ring::{Consumer, Corruption, Header, Producer, ReadError, Room, Signal, WriteError};
 
 const ID: Header = Header::in_band(1);
@@ -146,4 +147,24 @@ fn a_page_list_that_was_not_written_to_its_end_is_zeroes_there() {
         expected[24..].fill(0x33);
         assert_eq!(peer.bytes(16, 32), expected);
     }
+}
+
+#[test]
+fn rings_with_a_peer_on_this_processor_carry_packets_too() {
+    let peer = Peer::new(1);
+    let mut producer = Producer::create(peer.ring().with_peer_on_this_processor());
+    let mut consumer = Consumer::attach(peer.ring().with_peer_on_this_processor(), [0; 32]).unwrap();
+    producer.send(ID, b"eight by").unwrap();
+    assert_eq!(producer.commit(), Signal::Needed);
+    assert_eq!(peer.get(IN), 32);
+    assert_eq!(consumer.next().unwrap().payload(), b"eight by");
+    let _ = consumer.commit();
+    assert_eq!(peer.get(OUT), 32);
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "4097 bytes at 0 of a ring of 4096")]
+fn an_access_longer_than_the_ring_is_a_mistake_of_ours() {
+    Peer::new(1).ring().load_bytes(0, &mut [0; 4097]);
 }

@@ -45,6 +45,7 @@ fn a_whole_conversation_byte_for_byte() {
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ];
     assert_eq!(sent.messages, [status]);
+    assert_eq!(engine.counters().status_reports, 1);
 
     sent.messages.clear();
     deliver(
@@ -317,4 +318,18 @@ fn pumping_takes_packets_in_order_and_leaves_what_has_to_wait() {
     inbox.extend((0..100).map(|_| message(99, &[])));
     assert_eq!(engine.pump(at(0), &mut inbox, &mut sent), Progress::More);
     assert_eq!(inbox.len(), 100 - 16);
+}
+
+#[test]
+fn what_a_host_repeats_fills_no_log() {
+    let logged: Vec<u64> = (1..=1000).filter(|count| is_worth_a_line(*count)).collect();
+    assert_eq!(logged, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+}
+
+#[test]
+fn the_list_of_ranges_never_grows() {
+    let mut list = Vec::with_capacity(2);
+    let room = list.capacity();
+    let pushed = (0..10).filter(|n| push_within(&mut list, *n)).count();
+    assert_eq!((pushed, list.capacity()), (room, room));
 }

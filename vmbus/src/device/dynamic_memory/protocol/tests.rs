@@ -347,6 +347,21 @@ fn versions_are_ordered_and_named_as_the_wire_has_them() {
     assert_eq!(HotAddAlignment::from_log2_mib(0).unwrap().pages(), 256);
 }
 
+#[test]
+fn versions_are_shown_as_numbers_and_capabilities_joined_once() {
+    assert_eq!(
+        std::format!("{} {:?}", ProtocolVersion::V1, ProtocolVersion::V3),
+        "0.3 2.0"
+    );
+    assert_eq!(
+        Capabilities::BALLOON.union(Capabilities::BALLOON),
+        Capabilities::BALLOON
+    );
+    assert_eq!(std::format!("{:?}", Capabilities::BALLOON), "Capabilities(0x1)");
+    let range = WireRange::from_bits(5 << 40 | 0x10);
+    assert_eq!(std::format!("{range:?}"), "5 pages from 0x10");
+}
+
 proptest! {
     #[test]
     fn parsing_any_bytes_never_panics_and_emitting_gives_them_back(
