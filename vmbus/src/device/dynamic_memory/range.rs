@@ -112,4 +112,10 @@ mod tests {
         assert!(covers(10, 10) && covers(10, 1) && covers(19, 1));
         assert!(!covers(9, 2) && !covers(19, 2) && !covers(20, 1));
     }
+
+    #[test]
+    fn a_range_is_shown_from_its_first_page_to_behind_its_last() {
+        let range = PageRange::new(Pfn::new(0x10), 16).unwrap();
+        assert_eq!(std::format!("{range} {range:?}"), "pages 0x10..0x20 pages 0x10..0x20");
+    }
 }

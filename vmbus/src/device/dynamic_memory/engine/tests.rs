@@ -333,3 +333,16 @@ fn the_list_of_ranges_never_grows() {
     let pushed = (0..10).filter(|n| push_within(&mut list, *n)).count();
     assert_eq!((pushed, list.capacity()), (room, room));
 }
+
+#[test]
+fn a_function_is_an_outbox() {
+    let mut function = |message: &[u8]| {
+        if message.is_empty() {
+            Err(SendError::Full)
+        } else {
+            Ok(())
+        }
+    };
+    let outbox: &mut dyn Outbox = &mut function;
+    assert_eq!((outbox.send(&[]), outbox.send(&[1])), (Err(SendError::Full), Ok(())));
+}
