@@ -85,7 +85,6 @@ impl BusInner {
     /// Turns the current processor's interrupt controller on. Context: task, on that processor and staying there.
     pub(super) fn enter_processor(&self, index: ProcessorIndex) -> Result<VpIndex, ConnectError> {
         let config = SynicConfig {
-            sint: SINT,
             end_of_interrupt: self.config.end_of_interrupt,
             ..SynicConfig::vmbus(self.config.vector)
         };

@@ -141,4 +141,13 @@ mod tests {
         assert_eq!(lines, 30);
         assert_eq!(suppressed, 2 * (40_000 - 10));
     }
+
+    #[test]
+    fn lines_that_were_not_logged_are_told_of() {
+        assert_eq!(std::format!("{}", Suppressed(0)), "");
+        assert_eq!(
+            std::format!("{}", Suppressed(3)),
+            " (and 3 more lines that were not logged)"
+        );
+    }
 }

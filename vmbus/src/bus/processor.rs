@@ -5,11 +5,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32};
 use spin::RwLock;
 
 use crate::Platform;
-use crate::hyperv::Synic;
+use crate::hyperv::{Synic, SynicConfig};
 use crate::sync::DispatchSection;
 
 /// The VMBus's synthetic interrupt source.
 pub(super) const SINT: u8 = 2;
+const _: () = assert!(SynicConfig::vmbus(0).sint == SINT);
 
 /// A processor's part of the bus.
 pub(super) struct Processor {

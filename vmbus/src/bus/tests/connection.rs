@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::hyperv::{HypercallError, HypercallStatus};
 use crate::protocol::Guid;
 use crate::testing::model::{Pace, Reply, VersionEcho};
 
@@ -154,7 +155,26 @@ fn m6_other_refusals_of_the_hypervisor_are_final() {
     let ground = Ground::hyper_v();
     ground.host.fail_posts(0x06, 1);
     let error = ground.try_connect(Config::default()).unwrap_err();
-    assert!(matches!(error, ConnectError::Post { .. }), "{error}");
+    let refusal = HypercallError::Failed(HypercallStatus::ACCESS_DENIED);
+    assert!(
+        matches!(error, ConnectError::Post { error, .. } if error == refusal),
+        "{error}"
+    );
+    assert_eq!(ground.platform.live_pages(), 0);
+    // The same when the host has answered, and the next message is refused.
+    let is_contact = |action: &Action| matches!(action, Action::Post { message_type: 14, .. });
+    let rehearsal = Ground::hyper_v();
+    rehearsal.connect();
+    let step = rehearsal.host.steps().iter().position(is_contact).unwrap();
+    let ground = Ground::hyper_v();
+    ground
+        .host
+        .at_step(step, model::When::After, |host, _| host.fail_posts(0x06, 1));
+    let error = ground.try_connect(Config::default()).unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Post { error, .. } if error == refusal),
+        "{error}"
+    );
     assert_eq!(ground.platform.live_pages(), 0);
 }
 
@@ -231,6 +251,20 @@ fn m8_features_are_those_asked_for_and_agreed() {
     assert_eq!(bus.features(), FeatureFlags::CLIENT_ID);
     assert_eq!(ground.host.features() & 8, 8);
     ground.finish(bus);
+}
+
+#[test]
+fn who_ends_the_interrupts_is_as_configured() {
+    for who in [EndOfInterrupt::Explicit, EndOfInterrupt::Automatic] {
+        // Here both are possible.
+        let ground = Ground::new(model::Config::new(Personality::Qemu));
+        let bus = ground.connect_with(Config {
+            end_of_interrupt: who,
+            ..Config::default()
+        });
+        assert_eq!(bus.end_of_interrupt(ProcessorIndex(0)), Some(who));
+        ground.finish(bus);
+    }
 }
 
 #[test]

@@ -301,6 +301,13 @@ impl State {
         if is_new && version < 0x6_0000 && u32_at(message, 20) != 0 {
             self.violation(format!("contact for version {version:#x} with feature flags"));
         }
+        // The client's id (bit 3) stands behind everything else.
+        let has_client_id = message.get(40..56).is_some_and(|id| !is_zero(id));
+        if has_client_id != (asked_features & 8 != 0) {
+            self.violation(format!(
+                "contact for version {version:#x} with features {asked_features:#x}, with a client's id: {has_client_id}"
+            ));
+        }
         let features = asked_features & self.config.features;
         let message_connection = if is_new { self.config.message_connection } else { 1 };
         self.server.contact = is_supported.then_some(Connection {
