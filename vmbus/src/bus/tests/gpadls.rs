@@ -155,6 +155,25 @@ fn g4_memory_that_the_host_keeps_is_kept_from_use() {
 }
 
 #[test]
+fn c1_a_silent_host_of_a_withdrawn_channel_is_told_apart_and_not_waited_for() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    let gpadl = opened.create_gpadl(pages(ground, 5), SECOND).unwrap();
+    assert_eq!(gpadl.memory().map(GpadlMemory::len_bytes), Some(5 * 4096));
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    ground.host.set_reply(11, Reply::Silent);
+    let start = ground.hypervisor.now();
+    assert_eq!(gpadl.teardown(SECOND).err(), Some(Error::Rescinded(channel)));
+    assert!(ground.hypervisor.elapsed_since(start) < Duration::from_millis(100));
+    ground.host.set_reply(11, Reply::Normal);
+    opened.close(SECOND).unwrap();
+    drop(opened);
+    ground.finish(bus);
+}
+
+#[test]
 fn g4_memory_that_was_never_given_up_is_lost() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();

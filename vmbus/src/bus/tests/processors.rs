@@ -249,6 +249,33 @@ fn an_interrupt_whose_work_found_another_call_under_way_is_not_forgotten() {
 }
 
 #[test]
+fn messages_that_were_left_are_worked_on_without_another_interrupt() {
+    let ground = Ground::hyper_v();
+    // Nobody marks anything: interrupts go nowhere.
+    let bus = Bus::connect(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    ground.platform.take_deferred();
+    while bus.poll().is_more {}
+    ground.platform.take_deferred();
+    for _ in 0..1000 {
+        ground.host.send_raw(&[99, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    ground.host.run();
+    let before = bus.counters().unknown_messages;
+    let mut calls = 0;
+    loop {
+        let progress = bus.poll();
+        calls += 1;
+        if !progress.is_more {
+            break;
+        }
+        assert_eq!(ground.platform.take_deferred(), [ProcessorIndex(0)], "scheduled again");
+    }
+    assert!(calls > 2, "a call's work is bounded: {calls}");
+    assert_eq!(bus.counters().unknown_messages - before, 1000);
+    ground.finish(bus);
+}
+
+#[test]
 fn c8_an_end_that_is_asked_for_elsewhere_does_not_stall_the_message_processor() {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
     let bus = ground.connect_with(Config {
