@@ -168,3 +168,27 @@ fn rings_with_a_peer_on_this_processor_carry_packets_too() {
 fn an_access_longer_than_the_ring_is_a_mistake_of_ours() {
     Peer::new(1).ring().load_bytes(0, &mut [0; 4097]);
 }
+
+#[test]
+fn only_descriptors_that_are_valid_in_every_field_are_packets() {
+    const IN_BAND: u16 = 6;
+    const COMPLETION: u16 = 11;
+    for packet_type in (0..32).filter(|number| ![7, 9].contains(number)) {
+        for offset8 in 0..=5 {
+            for flags in [0, 1, 2, 0x8000, 0xfffe] {
+                let peer = Peer::new(1);
+                let mut consumer = Consumer::create(peer.ring(), [0; 32]);
+                peer.descriptor(0, packet_type, offset8, 4, flags, 7);
+                peer.set(IN, 40);
+                let is_valid = [IN_BAND, COMPLETION].contains(&packet_type) && (2..=4).contains(&offset8) && flags <= 1;
+                let what = std::format!("type {packet_type}, offset {offset8}, flags {flags:#x}");
+                assert_eq!(consumer.peek().is_ok(), is_valid, "{what}");
+                let taken = consumer.next().map(|packet| packet.payload().len());
+                assert_eq!(taken.is_ok(), is_valid, "{what}");
+                if is_valid {
+                    assert_eq!(taken, Ok(32 - usize::from(offset8) * 8), "{what}");
+                }
+            }
+        }
+    }
+}
