@@ -154,8 +154,10 @@ impl BusInner {
 
     /// Keeps memory from use until the other end gives it up.
     pub(super) fn park(&self, place: usize, id: GpadlId, memory: Box<dyn GpadlMemory>) {
-        let grace = self.config.rescind_grace.filter(|_| self.table.is_rescinded(place));
-        let free_at = grace.map(|grace| self.now().saturating_add(grace));
+        let free_at = || {
+            let grace = self.config.rescind_grace.filter(|_| self.table.is_rescinded(place))?;
+            Some(self.now().saturating_add(grace))
+        };
         if self.gpadls.park(id, memory, free_at) {
             self.counters.parked_blocks.add_one();
             log::debug!("the memory of {id} rests until the other end gives it up");

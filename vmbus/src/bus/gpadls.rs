@@ -132,14 +132,23 @@ impl Gpadls {
         self.change(id, |held| held.is_tearing_down = true);
     }
 
-    /// Keeps memory from use until the host gives it up, or until `free_at`. Returns false if the host has given it up
-    /// already: then the memory is dropped.
-    pub(super) fn park(&self, id: GpadlId, memory: Box<dyn GpadlMemory>, free_at: Option<Instant>) -> bool {
+    /// Keeps memory from use until the host gives it up, or until the time that `free_at` returns. Returns false if the host has
+    /// given it up already: then the memory is dropped.
+    ///
+    /// `free_at` is asked under the lock: a withdrawal of the channel is either known to it, or finds the memory parked in
+    /// [`Gpadls::channel_withdrawn`].
+    pub(super) fn park(
+        &self,
+        id: GpadlId,
+        memory: Box<dyn GpadlMemory>,
+        free_at: impl FnOnce() -> Option<Instant>,
+    ) -> bool {
         let mut memory = Some(memory);
         let mut state = self.lock();
         if Self::remove(&mut state, |held| held.id == id && held.is_confirmed).is_none()
             && let Some(held) = state.held.iter_mut().flatten().find(|held| held.id == id)
         {
+            let free_at = free_at();
             held.is_tearing_down = true;
             held.parked = memory.take();
             held.free_at = free_at;

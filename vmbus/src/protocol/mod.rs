@@ -33,6 +33,8 @@ pub mod message;
 pub mod offer;
 pub mod packet;
 #[cfg(test)]
+mod round_trips;
+#[cfg(test)]
 mod survivors;
 #[cfg(test)]
 mod tests;

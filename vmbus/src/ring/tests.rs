@@ -5,6 +5,7 @@ mod golden;
 mod hostile;
 mod memory;
 mod model;
+mod round_trips;
 mod threads;
 
 pub(super) mod support;

@@ -27,6 +27,8 @@ mod message;
 mod wire;
 
 #[cfg(test)]
+mod round_trips;
+#[cfg(test)]
 mod tests;
 
 use core::fmt;
