@@ -410,3 +410,20 @@ fn allocation_failing_at_each_step_of_opening_leaves_nothing_behind() {
     }
     panic!("never opened");
 }
+
+#[test]
+fn a_channel_in_any_place_of_the_table_is_called_when_it_asks_for_it() {
+    let ground = Ground::hyper_v();
+    let offer = |number: u32| model::Offer::new(CLASS, &std::format!("1eccfd72-4b41-45ef-b73a-4a6e44c1{number:04}"));
+    let ids: Vec<u32> = (0..5).map(|number| ground.host.offer(offer(number))).collect();
+    let bus = ground.connect();
+    for id in ids {
+        let (opened, recorder) = open(&bus, ChannelId(id));
+        let before = recorder.count(&Told::Signalled);
+        opened.schedule();
+        ground.settle(&bus);
+        assert_eq!(recorder.count(&Told::Signalled), before + 1, "channel {id}");
+        opened.close(SECOND).unwrap();
+    }
+    ground.finish(bus);
+}

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::*;
+use crate::bus::gpadls::{Gpadls, TornDown};
 use crate::memory::{Pfn, SharedPages};
 use crate::platform::NotMapped;
 use crate::protocol::GpadlId;
 use crate::testing::model::Reply;
+use crate::time::Instant;
 
 fn pages(ground: Ground, count: usize) -> SharedPages {
     SharedPages::allocate(ground.platform, count).unwrap()
@@ -171,6 +173,74 @@ fn c1_a_silent_host_of_a_withdrawn_channel_is_told_apart_and_not_waited_for() {
     opened.close(SECOND).unwrap();
     drop(opened);
     ground.finish(bus);
+}
+
+#[test]
+fn g4_memory_that_rests_is_freed_some_time_after_its_channel_is_withdrawn_and_only_then() {
+    let ground = Ground::hyper_v();
+    let [first, second] = [INSTANCE, OTHER_INSTANCE].map(|instance| {
+        let id = ground.host.offer(model::Offer::new(CLASS, instance));
+        ChannelId(id)
+    });
+    let bus = ground.connect();
+    let ((one, _), (other, _)) = (open(&bus, first), open(&bus, second));
+    let in_use = one.create_gpadl(pages(ground, 3), SECOND).unwrap();
+    let live = ground.platform.live_pages();
+    let resting = [
+        one.create_gpadl(pages(ground, 5), SECOND).unwrap(),
+        other.create_gpadl(pages(ground, 7), SECOND).unwrap(),
+    ];
+    ground.host.set_reply(11, Reply::Silent);
+    for gpadl in resting {
+        assert_eq!(gpadl.teardown(SECOND).err(), Some(Error::TimedOut));
+    }
+    ground.host.set_reply(11, Reply::Normal);
+    ground.host.rescind(first.0);
+    ground.settle(&bus);
+    ground.platform.advance(Duration::from_secs(9));
+    ground.settle(&bus);
+    assert_eq!(ground.platform.live_pages(), live + 5 + 7);
+    ground.platform.advance(Duration::from_secs(2));
+    ground.settle(&bus);
+    assert_eq!(ground.platform.live_pages(), live + 7, "the other channel stands");
+    assert_eq!((bus.counters().parked_blocks, bus.counters().unparked_blocks), (2, 1));
+    in_use.teardown(SECOND).unwrap();
+    one.close(SECOND).unwrap();
+    other.close(SECOND).unwrap();
+}
+
+#[test]
+fn g4_an_answer_for_one_gpadl_frees_no_other() {
+    let ground = Ground::hyper_v();
+    let gpadls = Gpadls::new(ground.platform, 4).unwrap();
+    let [answered, resting] = [(), ()].map(|()| gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap());
+    gpadls.begin_teardown(answered);
+    assert!(matches!(gpadls.torn_down(answered), TornDown::Waited));
+    assert!(gpadls.park(resting, Box::new(pages(ground, 1)), None));
+    assert_eq!((gpadls.parked_count(), ground.platform.live_pages()), (1, 1));
+    // The one whose answer came has nothing to wait for.
+    assert!(!gpadls.park(answered, Box::new(pages(ground, 1)), None));
+    assert_eq!((gpadls.parked_count(), ground.platform.live_pages()), (1, 1));
+    assert!(matches!(gpadls.torn_down(answered), TornDown::Stray));
+    assert!(matches!(gpadls.torn_down(resting), TornDown::Parked(_)));
+    assert_eq!(ground.platform.live_pages(), 0);
+}
+
+#[test]
+fn g4_resting_memory_is_due_at_its_time_and_not_before() {
+    let ground = Ground::hyper_v();
+    let gpadls = Gpadls::new(ground.platform, 4).unwrap();
+    let at = Instant::from_reference_units;
+    for time in [2000, 1000, 3000] {
+        let id = gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap();
+        assert!(gpadls.park(id, Box::new(pages(ground, 1)), Some(at(time))));
+    }
+    for time in [1000, 2000, 3000] {
+        assert!(gpadls.take_due(at(time - 1)).is_none());
+        assert!(gpadls.take_due(at(time)).is_some());
+        assert!(gpadls.take_due(at(time)).is_none());
+    }
+    assert_eq!((gpadls.shared_bytes(), ground.platform.live_pages()), (0, 0));
 }
 
 #[test]

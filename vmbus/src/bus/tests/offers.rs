@@ -191,6 +191,23 @@ fn c4_an_offer_that_was_held_back_is_told_of_and_seen_when_the_old_channel_close
 }
 
 #[test]
+fn c1_a_withdrawn_offer_is_shown_to_nobody_while_its_channel_is_still_open() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    assert_eq!(bus.offer(channel).map(|offer| offer.channel), Some(channel));
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    let mut cursor = OfferCursor::default();
+    assert!(bus.offer(channel).is_none() && bus.offers().next().is_none() && bus.next_offer(&mut cursor).is_none());
+    let again = bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND);
+    assert_eq!(again.err(), Some(Error::Rescinded(channel)));
+    opened.close(SECOND).unwrap();
+    drop(opened);
+    ground.finish(bus);
+}
+
+#[test]
 fn c4_the_same_id_offered_anew_while_in_use_is_held_back() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
