@@ -8,6 +8,7 @@ mod gpadls;
 mod messages;
 mod offers;
 mod processors;
+mod replies;
 mod reviewed;
 
 use std::boxed::Box;

@@ -244,6 +244,29 @@ fn g4_resting_memory_is_due_at_its_time_and_not_before() {
 }
 
 #[test]
+fn g4_the_end_waits_for_what_was_asked_for_and_not_answered() {
+    let ground = Ground::hyper_v();
+    let gpadls = Gpadls::new(ground.platform, 4).unwrap();
+    assert!(!gpadls.is_tearing_down());
+    let id = gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap();
+    assert!(!gpadls.is_tearing_down());
+    gpadls.begin_teardown(id);
+    assert!(gpadls.is_tearing_down());
+    assert!(matches!(gpadls.torn_down(id), TornDown::Waited));
+    assert!(!gpadls.is_tearing_down());
+}
+
+#[test]
+fn g4_what_still_rests_when_the_bus_is_freed_is_lost_on_purpose() {
+    let ground = Ground::hyper_v();
+    let gpadls = Gpadls::new(ground.platform, 4).unwrap();
+    let id = gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap();
+    assert!(gpadls.park(id, Box::new(pages(ground, 1)), None));
+    drop(gpadls);
+    assert_eq!(ground.platform.live_pages(), 1, "the host may still write there");
+}
+
+#[test]
 fn g4_memory_that_was_never_given_up_is_lost() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
