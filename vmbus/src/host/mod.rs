@@ -9,6 +9,19 @@
 //! What a client lends with a packet is found by the packet's id in the client's table, and compared with the page list that
 //! came through the ring; a server never touches memory because of a number that it read. [`storage`] is a
 //! server that comes with the crate. Neighbours: [`crate::kmcl`], whose channel code this is a provider for; [`crate::ring`]. Source: the public documentation of KMCL's server functions.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod entry;
 mod links;
@@ -16,6 +29,13 @@ mod list;
 mod provider;
 mod rings;
 mod server;
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        reason = "what storage drivers are tested against, with disks of the caller's own; no host reaches it"
+    )
+)]
 pub mod storage;
 #[cfg(test)]
 mod tests;

@@ -187,14 +187,17 @@ fn read_page(page: &SharedPages, machine: &'static dyn Machine) -> Result<Option
 
 /// `((timestamp * scale) >> 64) + offset`, where the product has 128 bits and the offset is signed.
 const fn reference_time(timestamp: u64, scale: u64, offset: u64) -> u64 {
-    let scaled = ((timestamp as u128 * scale as u128) >> 64) as u64;
+    let scaled = ((timestamp as u128).wrapping_mul(scale as u128) >> 64) as u64;
     // Two's complement: adding a negative offset and wrapping is subtracting.
     scaled.wrapping_add(offset)
 }
 
 /// Turns ticks of a counter into units of 100 ns; the last representable instant if there are too many.
 fn scale_by_frequency(timestamp: u64, hz: u64) -> u64 {
-    let units = u128::from(timestamp) * u128::from(UNITS_PER_SECOND) / u128::from(hz.max(1));
+    let units = u128::from(timestamp)
+        .wrapping_mul(u128::from(UNITS_PER_SECOND))
+        .checked_div(u128::from(hz.max(1)))
+        .unwrap_or(u128::MAX);
     u64::try_from(units).unwrap_or(u64::MAX)
 }
 
@@ -203,7 +206,7 @@ fn frequency_from_cpuid(machine: &'static dyn Machine) -> Option<u64> {
     let max_leaf = machine.cpuid(0, 0).eax;
     if max_leaf >= 0x15 {
         let ratio = machine.cpuid(0x15, 0);
-        let product = u64::from(ratio.ecx) * u64::from(ratio.ebx);
+        let product = u64::from(ratio.ecx).wrapping_mul(u64::from(ratio.ebx));
         if let Some(hz) = product
             .checked_div(u64::from(ratio.eax))
             .filter(|hz| *hz >= LEAST_TSC_HZ)

@@ -61,7 +61,7 @@ impl<const LEN: usize> Signature<LEN> {
 impl<const LEN: usize> fmt::Display for Signature<LEN> {
     /// Writes the text without the zeros at its end. Bytes that are not printable ASCII are written as `\x1b`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let len = LEN - self.0.iter().rev().take_while(|byte| **byte == 0).count();
+        let len = LEN.saturating_sub(self.0.iter().rev().take_while(|byte| **byte == 0).count());
         write!(formatter, "{}", self.0.get(..len).unwrap_or_default().escape_ascii())
     }
 }

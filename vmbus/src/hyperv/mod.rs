@@ -19,6 +19,19 @@
 //!
 //! Source: the Hypervisor Top-Level Functional Specification (TLFS); where hosts differ from it or from each other, the
 //! function says so.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod clock;
 mod cpuid;

@@ -33,22 +33,22 @@ impl Register {
 
     /// Returns `HV_X64_MSR_SINTx`. There are 16.
     pub(super) const fn sint(sint: u8) -> Self {
-        Self(0x4000_0090 + (sint & 0xf) as u32)
+        Self(0x4000_0090 | (sint & 0xf) as u32)
     }
 
     /// Returns `HV_X64_MSR_STIMERx_CONFIG`. There are 4.
     pub(super) const fn stimer_config(timer: u8) -> Self {
-        Self(0x4000_00b0 + 2 * (timer & 3) as u32)
+        Self(0x4000_00b0 | ((timer & 3) as u32) << 1)
     }
 
     /// Returns `HV_X64_MSR_STIMERx_COUNT`.
     pub(super) const fn stimer_count(timer: u8) -> Self {
-        Self(0x4000_00b1 + 2 * (timer & 3) as u32)
+        Self(0x4000_00b1 | ((timer & 3) as u32) << 1)
     }
 
     /// Returns `HV_X64_MSR_CRASH_Px` for its number from 0 to 4.
     pub(super) const fn crash_parameter(number: u8) -> Self {
-        Self(0x4000_0100 + if number > 4 { 4 } else { number as u32 })
+        Self(0x4000_0100 | if number > 4 { 4 } else { number as u32 })
     }
 }
 
@@ -86,12 +86,12 @@ impl PageRegisterValue {
     }
 
     pub(super) const fn page(self) -> Pfn {
-        Pfn::new(self.0 / PAGE_SIZE as u64)
+        Pfn::new(self.0 >> PAGE_SIZE.trailing_zeros())
     }
 
     const fn enabled_at(self, page: Pfn) -> Self {
         // A page number that came from an address is below 2^52.
-        Self(self.0 & Self::RESERVED | (page.get() * PAGE_SIZE as u64) | Self::ENABLE)
+        Self(self.0 & Self::RESERVED | (page.get() << PAGE_SIZE.trailing_zeros()) | Self::ENABLE)
     }
 
     const fn disabled(self) -> Self {

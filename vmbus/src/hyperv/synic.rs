@@ -301,8 +301,9 @@ impl Synic {
             // Acquire: pairs with the host's setting the flag after it wrote to the ring.
             let mut flags = word.swap(0, Ordering::AcqRel);
             while flags != 0 {
-                each(base + flags.trailing_zeros());
-                flags &= flags - 1;
+                each(base | flags.trailing_zeros());
+                // The lowest bit that is set goes.
+                flags &= flags.wrapping_sub(1);
             }
         }
     }
@@ -311,12 +312,12 @@ impl Synic {
     fn event_words(&self, sint: u8) -> impl Iterator<Item = (u32, &AtomicU64)> {
         let limit = self.flag_limit.load(Ordering::Relaxed);
         let start = slot_offset(sint);
-        let offsets = start..start + SLOT_LEN;
+        let offsets = start..start.saturating_add(SLOT_LEN);
         (0..limit.div_ceil(64))
             .zip(offsets.step_by(8))
             .filter_map(|(index, offset)| {
                 let word = self.events.pages().word(offset).ok()?;
-                Some((index * 64, word))
+                Some((index << 6, word))
             })
     }
 
@@ -358,7 +359,7 @@ impl fmt::Debug for Synic {
 }
 
 const fn slot_offset(sint: u8) -> usize {
-    (sint % SINT_COUNT) as usize * SLOT_LEN
+    ((sint % SINT_COUNT) as usize).saturating_mul(SLOT_LEN)
 }
 
 const fn sint_bit(sint: u8) -> u16 {

@@ -31,14 +31,14 @@ impl Gpa {
     /// Returns the page that the address lies in.
     #[must_use]
     pub const fn page(self) -> Pfn {
-        Pfn(self.0 / PAGE_SIZE as u64)
+        Pfn(self.0 >> PAGE_SIZE.trailing_zeros())
     }
 
     /// Returns the offset in bytes of the address within its page.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "a remainder below 4096")]
+    #[expect(clippy::cast_possible_truncation, reason = "the bits below 4096 are kept")]
     pub const fn offset_in_page(self) -> usize {
-        (self.0 % PAGE_SIZE as u64) as usize
+        self.0 as usize & PAGE_SIZE.wrapping_sub(1)
     }
 }
 

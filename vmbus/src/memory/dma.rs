@@ -97,8 +97,11 @@ impl DmaBuffer {
     #[must_use]
     pub fn pfns(&self) -> &[Pfn] {
         let first = self.offset / PAGE_SIZE;
-        let count = pages_for(self.offset_in_page() + self.len);
-        self.block.pfns.get(first..first + count).unwrap_or_default()
+        let count = pages_for(self.offset_in_page().saturating_add(self.len));
+        self.block
+            .pfns
+            .get(first..first.saturating_add(count))
+            .unwrap_or_default()
     }
 
     /// Returns another owner of the bytes `offset..offset + len` of this buffer.
@@ -110,7 +113,8 @@ impl DmaBuffer {
         self.check(offset, len)?;
         Ok(Self {
             block: self.block.clone(),
-            offset: self.offset + offset,
+            // Inside, as just checked; so below, too.
+            offset: self.offset.saturating_add(offset),
             len,
         })
     }
@@ -134,7 +138,7 @@ impl DmaBuffer {
     /// [`OutOfRange`] if the range leaves the buffer; nothing is copied then.
     pub fn read_at(&self, offset: usize, target: &mut [u8]) -> Result<(), OutOfRange> {
         self.check(offset, target.len())?;
-        self.block.pages.read_at(self.offset + offset, target)
+        self.block.pages.read_at(self.offset.saturating_add(offset), target)
     }
 
     /// Copies bytes in.
@@ -144,7 +148,7 @@ impl DmaBuffer {
     /// [`OutOfRange`] if the range leaves the buffer; nothing is copied then.
     pub fn write_at(&self, offset: usize, source: &[u8]) -> Result<(), OutOfRange> {
         self.check(offset, source.len())?;
-        self.block.pages.write_at(self.offset + offset, source)
+        self.block.pages.write_at(self.offset.saturating_add(offset), source)
     }
 
     /// Returns the buffer made `len` bytes long, if its pages hold as many.

@@ -7,12 +7,32 @@
 //! - [`Gpa`] and [`Pfn`]: a guest-physical address, and the number of a guest page of 4 KiB.
 //! - [`SharedPages`]: an owned block of pages from the [`Platform`](crate::Platform), released when dropped.
 //! - `DmaBuffer`: a counted range of such pages, to lend to the host; `Mdl`: a chain of such ranges.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod address;
 mod copy;
 #[cfg(feature = "alloc")]
 mod dma;
 #[cfg(feature = "alloc")]
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        reason = "offsets and lengths of memory that exists, checked where they come in: none is the other end's"
+    )
+)]
 mod mdl;
 mod pages;
 

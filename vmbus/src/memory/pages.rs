@@ -80,7 +80,7 @@ impl SharedPages {
     /// Returns the size in bytes.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
-        self.page_count * PAGE_SIZE
+        self.page_count.saturating_mul(PAGE_SIZE)
     }
 
     /// Returns the platform that the pages came from.
@@ -107,7 +107,7 @@ impl SharedPages {
             });
         }
         // SAFETY: the page lies inside the block, as just checked.
-        let address = unsafe { self.base.add(index * PAGE_SIZE) };
+        let address = unsafe { self.base.add(index.wrapping_mul(PAGE_SIZE)) };
         Ok(self.platform.translate(address)?.page())
     }
 

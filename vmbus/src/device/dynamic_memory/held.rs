@@ -271,7 +271,7 @@ impl HeldPages {
     pub const fn bookkeeping_bytes(&self) -> usize {
         let bitmaps = self.chunks.len().saturating_add(self.spare.len());
         bitmaps
-            .saturating_mul(CHUNK_WORDS * size_of::<u64>())
+            .saturating_mul(CHUNK_WORDS.saturating_mul(size_of::<u64>()))
             .saturating_add(self.chunks.capacity().saturating_mul(size_of::<Chunk>()))
             .saturating_add(self.spare.capacity().saturating_mul(size_of::<Vec<u64>>()))
     }
@@ -301,7 +301,7 @@ struct RunBuilder {
 impl RunBuilder {
     /// Adds the pages whose bits are set, and returns how many runs began in this word.
     fn add_word(&mut self, first_page: u64, mut bits: u64, on_run: &mut impl FnMut(PageRange)) -> u32 {
-        let mut runs = 0;
+        let mut runs: u32 = 0;
         while bits != 0 {
             let offset = bits.trailing_zeros();
             let len = (bits >> offset).trailing_ones();
@@ -314,7 +314,7 @@ impl RunBuilder {
                     start,
                     page_count: u64::from(len),
                 };
-                runs += 1;
+                runs = runs.saturating_add(1);
             }
             // Clears what was counted; shifted out all 64 bits, nothing is left.
             bits &= u64::MAX.checked_shl(offset.saturating_add(len)).unwrap_or(0);
@@ -341,7 +341,8 @@ const fn place(page: u64) -> (u64, usize, u32) {
 
 /// Returns the bits of the word of `page` from it up to `end`, and the first page after the word or `end`.
 const fn mask(page: u64, end: u64) -> (u64, u64) {
-    let word_end = (page / WORD_PAGES + 1) * WORD_PAGES;
+    // Beyond the last page of 64 bits there is no next word.
+    let word_end = (page / WORD_PAGES).saturating_add(1).saturating_mul(WORD_PAGES);
     let from = u64::MAX << (page % WORD_PAGES);
     if word_end <= end {
         (from, word_end)

@@ -84,6 +84,19 @@
 //!
 //! Sources: the protocol as Linux's `hv_balloon` (the guest) and QEMU's `hv-balloon` (the host) speak it. Microsoft has
 //! not published a specification.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod driver;
 pub mod engine;

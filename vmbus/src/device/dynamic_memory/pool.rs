@@ -88,7 +88,7 @@ pub fn default_reserve_pages(total_pages: u64) -> u64 {
     let mut covered = 0_u64;
     for (up_to_mib, fraction) in RESERVE_SLOPES {
         let up_to = total_pages.min(up_to_mib.saturating_mul(PAGES_PER_MIB));
-        reserve = reserve.saturating_add(up_to.saturating_sub(covered) / fraction);
+        reserve = reserve.saturating_add(up_to.saturating_sub(covered).checked_div(fraction).unwrap_or(0));
         covered = covered.max(up_to);
     }
     reserve.max(2 * PAGES_PER_MIB)

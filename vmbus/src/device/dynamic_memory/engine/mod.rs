@@ -149,14 +149,14 @@ impl<P: MemoryPool> Engine<P> {
         let message = match Message::parse(packet) {
             Ok((_, message)) => message,
             Err(ParseError::UnknownType { message_type }) => {
-                self.counters.unknown += 1;
+                count(&mut self.counters.unknown);
                 if is_worth_a_line(self.counters.unknown) {
                     log::warn!(target: LOG, "ignored a message of unknown type {message_type} ({} so far)", self.counters.unknown);
                 }
                 return Delivery::Taken;
             }
             Err(error) => {
-                self.counters.malformed += 1;
+                count(&mut self.counters.malformed);
                 if is_worth_a_line(self.counters.malformed) {
                     log::warn!(target: LOG, "ignored a packet: {error} ({} so far)", self.counters.malformed);
                 }
@@ -181,7 +181,7 @@ impl<P: MemoryPool> Engine<P> {
                 self.on_information(information);
             }
             (state, message) => {
-                self.counters.unexpected += 1;
+                count(&mut self.counters.unexpected);
                 if is_worth_a_line(self.counters.unexpected) {
                     log::warn!(
                         target: LOG,
@@ -413,7 +413,7 @@ impl<P: MemoryPool> Engine<P> {
         // there at that moment ends QEMU (hw/hyperv/hv-balloon.c up to version 10.0).
         let is_first = due == Instant::default();
         let period = if is_first {
-            self.config.status_period / 2
+            self.config.status_period.checked_div(2).unwrap_or_default()
         } else {
             self.config.status_period
         };
@@ -422,9 +422,9 @@ impl<P: MemoryPool> Engine<P> {
         match self.send(outbox, Message::StatusReport(status)) {
             Ok(()) => {
                 self.last_status = Some(status);
-                self.counters.status_reports += 1;
+                count(&mut self.counters.status_reports);
             }
-            Err(SendError::Full) => self.counters.status_reports_left_out += 1,
+            Err(SendError::Full) => count(&mut self.counters.status_reports_left_out),
             Err(SendError::Gone) => return Err(SendError::Gone),
         }
         Ok(())
@@ -482,6 +482,11 @@ impl Figures {
             io_difference: 0,
         }
     }
+}
+
+/// Counts one more.
+const fn count(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
 }
 
 /// Returns true for the 1st, 2nd, 4th, 8th, ... time: what a host repeats fills no log.

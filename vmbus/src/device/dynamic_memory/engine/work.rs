@@ -1,6 +1,6 @@
 //! The jobs of the engine: balloon, unballoon and hot add requests, worked through in slices.
 
-use super::{Delivery, Engine, LOG, Outbox, Progress, SendError, is_worth_a_line, push_within};
+use super::{Delivery, Engine, LOG, Outbox, Progress, SendError, count, is_worth_a_line, push_within};
 use crate::device::dynamic_memory::protocol::{MAX_RANGES, Message, Ranges, WireRange};
 use crate::device::dynamic_memory::{AddRefused, MemoryPool, PageRange};
 
@@ -98,7 +98,7 @@ impl<P: MemoryPool> Engine<P> {
             .fold(0_u64, |sum, range| sum.saturating_add(range.page_count()));
         if named_pages > self.held.page_count() {
             // No host that keeps books does this, so nothing in the message can be believed. This also bounds the work.
-            self.counters.refused_unballoons += 1;
+            count(&mut self.counters.refused_unballoons);
             if is_worth_a_line(self.counters.refused_unballoons) {
                 log::warn!(
                     target: LOG,
@@ -133,7 +133,7 @@ impl<P: MemoryPool> Engine<P> {
             .pages()
             .filter(|pages| region.is_none_or(|region| region.covers(*pages)) && !self.held.overlaps(*pages));
         if rest.is_none() {
-            self.counters.refused_hot_adds += 1;
+            count(&mut self.counters.refused_hot_adds);
             if is_worth_a_line(self.counters.refused_hot_adds) {
                 log::warn!(
                     target: LOG,
@@ -203,9 +203,9 @@ impl<P: MemoryPool> Engine<P> {
         let result = self.balloon_slice(&mut balloon, slice, outbox);
         match result {
             Ok(Progress::Idle) => {
-                self.counters.balloon_requests += 1;
+                count(&mut self.counters.balloon_requests);
                 if balloon.taken_pages < balloon.requested_pages {
-                    self.counters.balloon_requests_cut += 1;
+                    count(&mut self.counters.balloon_requests_cut);
                 }
                 self.counters.ballooned_pages = self.counters.ballooned_pages.saturating_add(balloon.taken_pages);
                 log::debug!(
@@ -264,7 +264,7 @@ impl<P: MemoryPool> Engine<P> {
             return None;
         }
         if self.held.reserve(max_pages).is_err() {
-            self.counters.bookkeeping_failures += 1;
+            count(&mut self.counters.bookkeeping_failures);
             if is_worth_a_line(self.counters.bookkeeping_failures) {
                 log::warn!(target: LOG, "no memory to keep books, so no more pages for the host");
             }
@@ -307,7 +307,7 @@ impl<P: MemoryPool> Engine<P> {
     }
 
     fn on_pool_fault(&mut self, what: &str, range: PageRange) {
-        self.counters.pool_faults += 1;
+        count(&mut self.counters.pool_faults);
         if is_worth_a_line(self.counters.pool_faults) {
             log::error!(target: LOG, "the page allocator gave {what}: {range}");
         }
@@ -323,7 +323,7 @@ impl<P: MemoryPool> Engine<P> {
             }
             let Some(range) = wire.pages() else {
                 slice.spend(1);
-                unballoon.next_range += 1;
+                unballoon.next_range = unballoon.next_range.saturating_add(1);
                 continue;
             };
             let pool = &mut self.pool;
@@ -334,7 +334,7 @@ impl<P: MemoryPool> Engine<P> {
             unballoon.returned_pages = unballoon.returned_pages.saturating_add(removal.removed_pages);
             match range.split_at(removal.examined_pages).1.map(WireRange::try_from) {
                 Some(Ok(rest)) => *wire = rest,
-                _ => unballoon.next_range += 1,
+                _ => unballoon.next_range = unballoon.next_range.saturating_add(1),
             }
         }
         if unballoon.is_answer_due
@@ -351,7 +351,7 @@ impl<P: MemoryPool> Engine<P> {
             return;
         };
         self.ranges.clear();
-        self.counters.unballoon_requests += 1;
+        count(&mut self.counters.unballoon_requests);
         self.counters.unballooned_pages = self.counters.unballooned_pages.saturating_add(unballoon.returned_pages);
         log::debug!(
             target: LOG,
@@ -402,7 +402,7 @@ impl<P: MemoryPool> Engine<P> {
         let page_count = u32::try_from(added_pages).unwrap_or(u32::MAX);
         self.send(outbox, Message::HotAddResponse { page_count, is_final })?;
         self.job = Job::None;
-        self.counters.hot_add_requests += 1;
+        count(&mut self.counters.hot_add_requests);
         self.counters.hot_added_pages = self.counters.hot_added_pages.saturating_add(added_pages);
         match refused {
             None => log::debug!(target: LOG, "the host added {added_pages} pages"),
@@ -420,7 +420,7 @@ const fn first_target(requested: u64, allowance: u64) -> u64 {
     if allowance >= requested {
         requested
     } else if requested.is_multiple_of(UNIT_PAGES) {
-        allowance / UNIT_PAGES * UNIT_PAGES
+        allowance.saturating_sub(allowance % UNIT_PAGES)
     } else {
         allowance
     }

@@ -120,7 +120,7 @@ impl WireRange {
     #[must_use]
     pub const fn new(start: Pfn, page_count: u64) -> Option<Self> {
         let start = start.get();
-        if start > START_MASK || page_count > Self::MAX_PAGES || start + page_count > START_MASK + 1 {
+        if start > START_MASK || page_count > Self::MAX_PAGES || start.saturating_add(page_count) > START_MASK + 1 {
             return None;
         }
         Some(Self(U64::new(start | page_count << START_BITS)))
@@ -173,7 +173,11 @@ pub(super) fn split<T: FromBytes + KnownLayout + Immutable + Unaligned>(
 pub(super) fn ranges(claimed: u32, bytes: &[u8]) -> Result<&[WireRange], ParseError> {
     let too_many = ParseError::TooManyRanges {
         claimed,
-        present: (bytes.len() / size_of::<WireRange>()).min(MAX_RANGES),
+        present: bytes
+            .len()
+            .checked_div(size_of::<WireRange>())
+            .unwrap_or(0)
+            .min(MAX_RANGES),
     };
     let count = usize::try_from(claimed).map_err(|_| too_many)?;
     if count > MAX_RANGES {
