@@ -5,7 +5,8 @@
 //! counts. One thread, 256 KiB, in-band packets with completion requested, copied out whole.
 //!
 //! One line a row: `ring double|split BYTESxPACKETS: T ns, floor F ns, ratio R`, per packet sent and received. Below them
-//! what stands on the ring: KMCL over the host in this process, GPADLs, event flags; and two cores.
+//! what stands on the ring: KMCL over the host in this process, GPADLs, event flags; and two cores. What is not measured beside
+//! something is measured by criterion, see `rest.rs`.
 //!
 //! With `plot FILE` it draws the rows of the twice-mapped ring as well.
 //! With `instructions NAME COUNT` it does one operation COUNT times and nothing else, for valgrind to count; see the test
@@ -30,13 +31,15 @@ mod pair;
 #[cfg(target_os = "linux")]
 mod plot;
 #[cfg(target_os = "linux")]
+mod rest;
+#[cfg(target_os = "linux")]
 mod threads;
 #[cfg(target_os = "linux")]
 #[path = "../../src/ring/tests/twice.rs"]
 mod twice;
 
 #[cfg(target_os = "linux")]
-use linux::{least, time};
+use linux::time;
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
@@ -55,6 +58,7 @@ mod linux {
 
     use vmbus::ring::{Consumer, Header, Producer, SharedRing};
 
+    use crate::rest::Rows;
     use crate::twice::Twice;
 
     const RING: usize = 256 * 1024;
@@ -184,12 +188,6 @@ mod linux {
         start.elapsed().as_secs_f64() * 1e9 / packets as f64
     }
 
-    /// The least time per packet over so many runs of `run`, after one that does not count.
-    pub(crate) fn least(runs: usize, packets: usize, mut run: impl FnMut()) -> f64 {
-        run();
-        (0..runs).fold(f64::MAX, |least, _| least.min(time(packets, &mut run)))
-    }
-
     /// The least of each over alternating runs: ring and floor, in nanoseconds per packet.
     fn row(pages: &Twice, split: bool, payload: usize, batch: usize) -> (f64, f64, usize) {
         let mut bench = Bench::new(pages, split, payload, batch);
@@ -238,14 +236,15 @@ mod linux {
 
     /// One packet per commit to a reader that is always one packet behind: the ring is not empty when a packet is published, so
     /// that the writer, too, needs a fence before it knows that nobody is to be signalled.
-    fn behind(pages: &Twice, payload: usize) -> f64 {
+    fn behind(rows: &mut Rows, pages: &Twice, payload: usize) -> f64 {
         let mut bench = Bench::new(pages, false, payload, 1);
         let header = Header::in_band_with_completion(0);
         bench.producer.send(header, &bench.payload).expect("there is room");
         let _ = bench.producer.commit();
         bench.run(1000);
         bench.signals = 0;
-        let least = least(60, 20_000, || bench.run(20_000));
+        let name = format!("ring behind {payload}x1");
+        let least = rows.least(&name, 2_000, || bench.run(2_000));
         assert_eq!(bench.signals, 0, "the ring was never empty");
         least
     }
@@ -262,6 +261,7 @@ mod linux {
         if first == "instructions" {
             return crate::instructions::main(arguments);
         }
+        let mut rows = Rows::new();
         let mut drawn = Vec::new();
         let pages = Twice::new(256 * 1024).expect("memory for a ring");
         let mut missed = 0;
@@ -275,28 +275,31 @@ mod linux {
                 }
                 let verdict = if ratio <= at_most { "" } else { " MISSED" };
                 missed += usize::from(ratio > at_most);
-                println!(
+                rows.say(format!(
                     "ring {name} {payload}x{batch}: {ring:.1} ns, floor {floor:.1} ns, ratio {ratio:.2} \
                      (goal {at_most}{verdict}; {signals} signals per 1000)"
-                );
+                ));
             }
         }
         if let ("plot", Some(file)) = (first.as_str(), arguments.next()) {
             std::fs::write(file, crate::plot::svg(&drawn)).expect("a file for the plot");
         }
         for payload in [8, 64] {
-            let took = behind(&pages, payload);
-            println!("ring behind {payload}x1: {took:.1} ns, never empty, so with a fence of the writer, too");
+            let took = behind(&mut rows, &pages, payload);
+            rows.say(format!(
+                "ring behind {payload}x1: {took:.1} ns, never empty, so with a fence of the writer, too"
+            ));
         }
         let (plain, masked) = masking(&pages);
-        println!(
+        rows.say(format!(
             "ring masked 64x1: {masked:.1} ns, without masking {plain:.1} ns, difference {:.1} ns",
             masked - plain
-        );
-        println!("{missed} of {} rows above their goal", 2 * ROWS.len());
+        ));
+        rows.say(format!("{missed} of {} rows above their goal", 2 * ROWS.len()));
         let mut bench = Bench::new(&pages, true, 64, 1);
         let mut ring = || time(500, || bench.run(500));
-        crate::host::main(&mut ring);
+        crate::host::main(&mut rows, &mut ring);
+        rows.print();
         crate::threads::main();
     }
 }

@@ -4,7 +4,7 @@
 //! - `storage random`: reads of 4 KiB from a disk in memory, so many in flight.
 //! - `storage sequential`: 1 MiB at a time, read and written, in commands of up to 256 KiB.
 //!
-//! Rows and floors alternate, and the least of each counts. With `instructions NAME COUNT` it does one operation COUNT times
+//! Rows and floors alternate, and the least of each counts, as with the rings; not on criterion, see `../ring/rest.rs`. With `instructions NAME COUNT` it does one operation COUNT times
 //! and nothing else, for valgrind to count.
 
 #![expect(
