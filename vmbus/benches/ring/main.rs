@@ -121,6 +121,16 @@ mod linux {
             }
         }
 
+        /// Puts the reader one packet behind for good.
+        fn behind(mut self) -> Self {
+            let header = Header::in_band_with_completion(0);
+            self.producer.send(header, &self.payload).expect("there is room");
+            let _ = self.producer.commit();
+            self.run(2);
+            self.signals = 0;
+            self
+        }
+
         /// What arrives is what was sent, with its padding.
         fn verify(&mut self) {
             for id in 0..3 * RING / (self.payload.len() + 24) {
@@ -237,12 +247,7 @@ mod linux {
     /// One packet per commit to a reader that is always one packet behind: the ring is not empty when a packet is published, so
     /// that the writer, too, needs a fence before it knows that nobody is to be signalled.
     fn behind(rows: &mut Rows, pages: &Twice, payload: usize) -> f64 {
-        let mut bench = Bench::new(pages, false, payload, 1);
-        let header = Header::in_band_with_completion(0);
-        bench.producer.send(header, &bench.payload).expect("there is room");
-        let _ = bench.producer.commit();
-        bench.run(1000);
-        bench.signals = 0;
+        let mut bench = Bench::new(pages, false, payload, 1).behind();
         let name = format!("ring behind {payload}x1");
         let least = rows.least(&name, 2_000, || bench.run(2_000));
         assert_eq!(bench.signals, 0, "the ring was never empty");
@@ -297,8 +302,11 @@ mod linux {
         ));
         rows.say(format!("{missed} of {} rows above their goal", 2 * ROWS.len()));
         let mut bench = Bench::new(&pages, true, 64, 1);
+        let other_pages = Twice::new(256 * 1024).expect("memory for a ring");
+        let mut behind = Bench::new(&other_pages, true, 64, 1).behind();
         let mut ring = || time(500, || bench.run(500));
-        crate::host::main(&mut rows, &mut ring);
+        let mut ring_behind = || time(500, || behind.run(500));
+        crate::host::main(&mut rows, &mut [&mut ring, &mut ring_behind]);
         rows.print();
         crate::threads::main();
     }
