@@ -180,6 +180,7 @@ fn ssr_9_the_peer_gets_the_memory_that_is_given() {
 #[test]
 fn ssr_10_without_a_limit_it_waits() {
     let pair = Pair::new(hold);
+    let start = std::time::Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(50));
@@ -188,7 +189,6 @@ fn ssr_10_without_a_limit_it_waits() {
             }
             pair.server.context().release().complete(&[]).unwrap();
         });
-        let start = std::time::Instant::now();
         pair.client
             .send_synchronous_request(b"x", None, Deadline::Never, &mut [])
             .unwrap();
