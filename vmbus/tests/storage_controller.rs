@@ -16,6 +16,8 @@ use vmbus::memory::{DmaBuffer, Mdl};
 use vmbus::protocol::class;
 use vmbus::testing::{FakePlatform, TestHeap};
 
+mod heap;
+
 #[global_allocator]
 static HEAP: TestHeap = TestHeap;
 
@@ -136,31 +138,7 @@ fn everything(platform: &'static FakePlatform) -> Result<(), Error> {
 fn whatever_allocation_fails_nothing_is_left_behind_and_transfers_allocate_nothing() {
     let platform = TestHeap::exempt(FakePlatform::new);
     everything(platform).unwrap();
-    let mut refused = 0;
-    for number in 0.. {
-        let pages = platform.live_pages();
-        let before = TestHeap::live();
-        TestHeap::fail_allocation(number);
-        let outcome = everything(platform);
-        let was_ahead = TestHeap::stop_failing();
-        assert_eq!(
-            TestHeap::live(),
-            before,
-            "after allocation {number} failed: {outcome:?}"
-        );
-        assert_eq!(
-            platform.live_pages(),
-            pages,
-            "after allocation {number} failed: {outcome:?}"
-        );
-        if was_ahead {
-            assert_eq!(outcome, Ok(()));
-            assert!(number > 50, "only {number} allocations");
-            break;
-        }
-        refused += u64::from(outcome.is_err());
-    }
-    assert!(refused > 40, "{refused} calls were refused");
+    heap::fail_each(platform, 40, || everything(platform), || {});
 
     let mut ground = Ground::new(platform).unwrap();
     assert_eq!(ground.transfer(64).unwrap(), [1, 1]);

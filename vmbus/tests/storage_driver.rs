@@ -14,6 +14,8 @@ use vmbus::host::storage::{
 use vmbus::memory::DmaBuffer;
 use vmbus::testing::{FakePlatform, TestHeap};
 
+mod heap;
+
 #[global_allocator]
 static HEAP: TestHeap = TestHeap;
 
@@ -82,32 +84,14 @@ fn whatever_allocation_fails_nothing_is_left_behind_and_requests_allocate_nothin
     let platform = TestHeap::exempt(FakePlatform::new);
     let ground = Ground::new(platform);
     everything(&ground, platform).unwrap();
-    let mut refused = 0;
-    for number in 0.. {
-        let pages = platform.live_pages();
-        let before = TestHeap::live();
-        TestHeap::fail_allocation(number);
-        let outcome = everything(&ground, platform);
-        let was_ahead = TestHeap::stop_failing();
-        ground.host.process();
-        assert_eq!(
-            TestHeap::live(),
-            before,
-            "after allocation {number} failed: {outcome:?}"
-        );
-        assert_eq!(
-            platform.live_pages(),
-            pages,
-            "after allocation {number} failed: {outcome:?}"
-        );
-        if was_ahead {
-            assert_eq!(outcome, Ok(()));
-            assert!(number > 50, "only {number} allocations");
-            break;
-        }
-        refused += u64::from(outcome.is_err());
-    }
-    assert!(refused > 40, "{refused} calls were refused");
+    heap::fail_each(
+        platform,
+        40,
+        || everything(&ground, platform),
+        || {
+            ground.host.process();
+        },
+    );
 
     let (controller, disk) = attach(&ground).unwrap();
     let mut buffer = requests(&disk, DmaBuffer::allocate(platform, 64 * 1024).unwrap()).unwrap();
