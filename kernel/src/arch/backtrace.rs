@@ -95,7 +95,7 @@ fn is_stack(address: u64) -> bool {
             return layout::page_down(address) != layout::boot_stack_guard();
         }
     }
-    crate::memory::is_mapped_if_known(address)
+    crate::memory::is_mapped_in_emergency(address)
 }
 
 #[cfg(test)]

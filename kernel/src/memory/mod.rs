@@ -24,6 +24,7 @@ mod start;
 use crate::sync::IrqMutex;
 use boot::physical::Unreadable;
 use boot::{MemoryMap, PhysicalMemory};
+use core::sync::atomic::{AtomicU64, Ordering};
 use frames::{Frame, FrameRange, Frames, NotTaken, Purpose, Region, Statistics};
 use layout::{PAGE_SIZE, Span};
 use paging::{Access, MapError, Mapper, Tables};
@@ -53,6 +54,8 @@ pub enum MemoryError {
 
 static FRAMES: IrqMutex<Frames> = IrqMutex::new(Frames::new());
 static PAGE_TABLES: IrqMutex<Option<Mapper<DirectTables>>> = IrqMutex::new(None);
+/// Where the kernel's page tables start, once the processor uses them; 0 before.
+static ROOT: AtomicU64 = AtomicU64::new(0);
 static RANGES: IrqMutex<Ranges> = IrqMutex::new(Ranges::new(Span {
     start: layout::MAPPED_RANGES,
     length: layout::MAPPED_RANGES_SIZE,
@@ -245,12 +248,19 @@ pub fn page_flags(address: u64) -> Option<PageTableFlags> {
     with_page_tables(|mapper| Ok(mapper.flags(address))).ok()?
 }
 
-/// As [`page_flags`], but gives up where somebody holds the page tables. For exceptions and panics.
-pub(crate) fn is_mapped_if_known(address: u64) -> bool {
-    match PAGE_TABLES.try_lock().as_deref_mut() {
-        Some(Some(mapper)) => mapper.translate(address).is_some(),
-        _ => false,
-    }
+/// Whether there is a page at a virtual address. For exceptions and panics: no lock is taken, so that a backtrace can be had while
+/// this module holds its own. False before the kernel has its page tables.
+pub(crate) fn is_mapped_in_emergency(address: u64) -> bool {
+    let root = ROOT.load(Ordering::Acquire);
+    let read = |at: u64| {
+        if at >= layout::DIRECT_MAP_SIZE {
+            return None;
+        }
+        // SAFETY: Entries lie in tables that the mapper made, all of which are in the direct map. One that is being changed is read
+        // before or after its change, and is whole in either case: a table is zeroed before an entry leads to it.
+        Some(unsafe { direct_pointer::<u64>(at).read_volatile() })
+    };
+    root != 0 && paging::translate_by(root, address, read).is_some()
 }
 
 /// Maps registers of a device, not cached, and returns where.

@@ -200,6 +200,27 @@ impl<T: Tables> Mapper<T> {
     }
 }
 
+/// The physical address behind a virtual one, in tables of which `read` reads an entry at its physical address.
+///
+/// For whoever can take no lock: it changes nothing, and ends at the first entry that cannot be read.
+pub fn translate_by(root: u64, address: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+    /// The bits of an entry that are an address, in the widest of all processors.
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let mut table = root & ADDRESS;
+    for level in [4, 3, 2, 1] {
+        let raw = read(table + 8 * index(address, level) as u64)?;
+        let flags = Flags::from_bits_truncate(raw);
+        if !flags.contains(Flags::PRESENT) {
+            return None;
+        }
+        if level == 1 || flags.contains(Flags::HUGE_PAGE) {
+            return Some((raw & ADDRESS & !(span(level) - 1)) + address % span(level));
+        }
+        table = raw & ADDRESS;
+    }
+    None
+}
+
 #[derive(Clone, Copy)]
 struct Piece {
     from: u64,
@@ -342,6 +363,40 @@ mod tests {
             .map(BASE + 0x20_0000, 0x20_0000, 0x20_0000, Access::ReadWrite)
             .unwrap();
         assert!(mapper.unmap(BASE + 0x20_0000, 0x1000, |_, _| ()).is_err());
+    }
+
+    #[test]
+    fn without_a_lock_the_same_is_found() {
+        for gigabyte_pages in [false, true] {
+            let mut mapper = mapper(gigabyte_pages);
+            mapper.map(BASE, 0, 3 << 30, Access::ReadWrite).unwrap();
+            mapper
+                .map(BASE + (5 << 30), MIB, 5 * MIB + 0x3000, Access::Read)
+                .unwrap();
+            mapper.unmap(BASE + (5 << 30) + 0x1000, 0x1000, |_, _| ()).unwrap();
+            let addresses = [
+                0,
+                0x1234,
+                0x7654_3210,
+                3 << 30,
+                5 << 30,
+                (5 << 30) + 0x1000,
+                (5 << 30) + 5 * MIB,
+            ];
+            for address in addresses.map(|offset| BASE + offset) {
+                let root = mapper.root();
+                let expected = mapper.translate(address);
+                let tables = &mapper.tables.tables;
+                let read = |at: u64| {
+                    let table = &tables[usize::try_from(at / 4096).unwrap()];
+                    let entry = &table[usize::try_from(at % 4096 / 8).unwrap()];
+                    Some(entry.addr().as_u64() | entry.flags().bits())
+                };
+                assert_eq!(translate_by(root, address, read), expected, "{address:#x}");
+            }
+        }
+        assert_eq!(translate_by(0x1000, BASE, |_| None), None, "out of reach");
+        assert!(translate_by(0x1000, BASE, |_| Some(0x1003)).is_some(), "a loop ends");
     }
 
     #[test]

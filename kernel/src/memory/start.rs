@@ -4,7 +4,7 @@
 use super::frames::{Frame, FrameRange};
 use super::layout::{self, PAGE_SIZE};
 use super::paging::{Abilities, Access, MapError, Mapper, Tables};
-use super::{DirectTables, FRAMES, MemoryError, PAGE_TABLES, place_region};
+use super::{DirectTables, FRAMES, MemoryError, PAGE_TABLES, ROOT, place_region};
 use crate::arch::cpu;
 use boot::{BootInfo, MemoryKind, MemoryMap, MemoryRegion};
 use x86_64::PhysAddr;
@@ -97,6 +97,7 @@ pub(crate) unsafe fn start(info: &BootInfo) -> Result<(), MemoryError> {
     switch_to(root);
 
     *PAGE_TABLES.lock() = Some(Mapper::new(root, DirectTables, abilities));
+    ROOT.store(root, core::sync::atomic::Ordering::Release);
     let pieces = info.memory_map.regions().iter().filter(|region| {
         // The loader's pages are free now that its page tables are no longer in use and its information has been copied.
         matches!(region.kind, MemoryKind::USABLE | MemoryKind::LOADER)
