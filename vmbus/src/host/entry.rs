@@ -87,11 +87,13 @@ impl Entry {
     /// Returns what both ends have done; `None` while no server has the offer.
     pub(super) fn status(&self) -> Option<Status> {
         let server = self.server()?;
+        let client = self.client();
         Some(Status {
             offer: self.offer(),
             name: server.name(),
             server: server.counters(),
-            client: self.client().map(|client| client.counters()),
+            client: client.as_ref().map(|client| client.counters()),
+            client_gone: client.and_then(|client| client.ended()),
         })
     }
 

@@ -26,6 +26,7 @@
 mod entry;
 mod links;
 mod list;
+mod misbehave;
 mod provider;
 mod rings;
 mod server;
@@ -47,12 +48,13 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use self::entry::{End, Entry};
 use self::list::Listed;
+pub use self::misbehave::Misbehaviour;
 pub(crate) use self::provider::Taken;
 use crate::bus::{LOCAL_CHANNEL_IDS, Offer, OfferEvents};
 use crate::fallible::{OutOfMemory, Shared, try_box};
 use crate::kmcl::settings::Name;
 use crate::kmcl::transport::{OfferSource, ProviderHandle, sealed};
-use crate::kmcl::{Counters, Error, Side};
+use crate::kmcl::{Counters, Error, Gone, Side};
 use crate::platform::{ProcessorIndex, Wait};
 use crate::protocol::ChannelId;
 use crate::sync::{Lock, Word};
@@ -245,6 +247,8 @@ pub struct Status {
     pub server: Counters,
     /// The client's end, while there is one.
     pub client: Option<Counters>,
+    /// Why the client's end has no channel any more, though its driver still has it.
+    pub client_gone: Option<Gone>,
 }
 
 impl Status {

@@ -7,6 +7,7 @@ use crate::kmcl::Error;
 use crate::kmcl::transport::{RingPages, Rings};
 use crate::memory::{PAGE_SIZE, SharedPages};
 use crate::platform::Callers;
+use crate::protocol::packet::PacketType;
 use crate::ring::{Consumer, Producer, SharedRing};
 
 /// Makes a ring of the `1 + data_pages` pages from `first` on.
@@ -51,6 +52,47 @@ impl Block {
             self.to_server_pages.saturating_add(1),
             self.to_client_pages,
         )
+    }
+
+    /// Where the ring that the client reads starts in the block, in bytes.
+    const fn to_client_start(&self) -> usize {
+        self.to_server_pages.saturating_add(1).saturating_mul(PAGE_SIZE)
+    }
+
+    fn forge(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.pages.write_at(offset, bytes).map_err(|_| Error::Bus)
+    }
+
+    /// Writes the server's write index, as it may not be.
+    pub(super) fn forge_write_index(&self, index: u32) -> Result<(), Error> {
+        self.forge(self.to_client_start(), &index.to_le_bytes())
+    }
+
+    /// Writes the server's read index, as it may not be.
+    pub(super) fn forge_read_index(&self, index: u32) -> Result<(), Error> {
+        // Behind the write index of the ring to the server, which is the block's first.
+        self.forge(4, &index.to_le_bytes())
+    }
+
+    /// Puts an in-band packet of 16 bytes with its trailer behind what the server has written, of which the descriptor says
+    /// anything.
+    pub(super) fn forge_packet(&self, data_offset8: u16, length8: u16) -> Result<(), Error> {
+        const LEN: usize = 24;
+        let size = self.to_client_pages.saturating_mul(PAGE_SIZE);
+        let mut index = [0; 4];
+        self.pages
+            .read_at(self.to_client_start(), &mut index)
+            .map_err(|_| Error::Bus)?;
+        let index = usize::try_from(u32::from_le_bytes(index)).map_err(|_| Error::Bus)?;
+        let place = |offset: usize| index.saturating_add(offset).checked_rem(size).unwrap_or(0);
+        let [d0, d1] = data_offset8.to_le_bytes();
+        let [l0, l1] = length8.to_le_bytes();
+        let descriptor = [PacketType::IN_BAND.0.to_le_bytes()[0], 0, d0, d1, l0, l1, 0, 0];
+        for (offset, word) in [(0, descriptor), (8, [0; 8]), (16, [0; 8])] {
+            let data = self.to_client_start().saturating_add(PAGE_SIZE);
+            self.forge(data.saturating_add(place(offset)), &word)?;
+        }
+        self.forge_write_index(u32::try_from(place(LEN)).map_err(|_| Error::Bus)?)
     }
 
     /// Makes the server's halves, which go on where an earlier server's stopped.

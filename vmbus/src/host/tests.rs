@@ -8,6 +8,7 @@ mod ged;
 mod gpm;
 mod initialise;
 mod lifecycle;
+mod misbehave;
 mod order;
 mod packets;
 mod ppc;

@@ -56,6 +56,11 @@ impl<C: Context> Sink for Receiver<C> {
     fn counters(&self) -> Counters {
         self.0.counters()
     }
+
+    #[cfg(feature = "host")]
+    fn ended(&self) -> Option<Gone> {
+        self.0.core().gone()
+    }
 }
 
 impl<C: Context> ServerSink for Receiver<C> {

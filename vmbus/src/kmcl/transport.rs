@@ -100,6 +100,9 @@ pub(crate) trait Sink: Send + Sync {
     /// Returns what this end has done.
     #[cfg(feature = "host")]
     fn counters(&self) -> Counters;
+    /// Returns why this end ends or has ended.
+    #[cfg(feature = "host")]
+    fn ended(&self) -> Option<Gone>;
 }
 
 /// A place where offers are: the bus, or the in-kernel host.
