@@ -92,7 +92,8 @@ pub fn connect() -> Result<Bus, BusError> {
     *BUS.lock() = Some(bus.clone());
     // Interrupts that came before the line above found no bus to tell.
     schedule(ProcessorIndex(cpu::current()));
-    OFFERS.offers_changed();
+    super::dynamic_memory::connected();
+    super::storage::connected();
     Ok(bus)
 }
 

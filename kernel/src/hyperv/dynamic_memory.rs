@@ -15,6 +15,7 @@ use vmbus::memory::Pfn;
 
 use super::bus;
 use super::devices::DeviceState;
+use super::offers::{self, OfferKey};
 use super::port::PLATFORM;
 use crate::memory::frames::{Frame, FrameRange};
 use crate::memory::layout::PAGE_SIZE;
@@ -100,12 +101,15 @@ struct Shared {
     shown: Option<Shown>,
     /// Why the last attempt to open failed.
     failure: Option<&'static str>,
+    /// What was offered at the last attempt to open. It is not tried again before that changes, or before somebody wishes it again.
+    tried: Option<Option<OfferKey>>,
 }
 
 static SHARED: IrqMutex<Shared> = IrqMutex::new(Shared {
     wish: Wish::Closed,
     shown: None,
     failure: None,
+    tried: None,
 });
 
 /// Whether the driver has something to run for.
@@ -129,6 +133,7 @@ pub fn wish(wish: Wish) {
     let mut shared = SHARED.lock();
     shared.wish = wish;
     shared.failure = None;
+    shared.tried = None;
     drop(shared);
     wake();
 }
@@ -192,9 +197,17 @@ pub fn device_state() -> DeviceState {
     }
 }
 
-/// Offers have come or gone: what failed before may work now.
+/// Offers have come or gone.
 pub(super) fn offers_changed() {
-    SHARED.lock().failure = None;
+    wake();
+}
+
+/// The bus is joined: what failed before may work now.
+pub(super) fn connected() {
+    let mut shared = SHARED.lock();
+    shared.failure = None;
+    shared.tried = None;
+    drop(shared);
     wake();
 }
 
@@ -217,7 +230,7 @@ fn run() {
         WOKEN.store(false, Ordering::Relaxed);
         let wanted = SHARED.lock().wish;
         match wanted {
-            Wish::Open if !is_open && SHARED.lock().failure.is_none() => match open(&mut driver) {
+            Wish::Open if !is_open && may_try() => match open(&mut driver) {
                 Ok(()) => is_open = true,
                 Err(reason) => {
                     log::warn!("dynamic memory: {reason}");
@@ -261,6 +274,18 @@ fn run() {
         });
         task::wait_until(deadline, || WOKEN.load(Ordering::Acquire));
     }
+}
+
+/// Whether the device is to be opened: its offer is another one than at the last attempt. Takes note of it.
+fn may_try() -> bool {
+    let offered = bus::connected().and_then(|bus| offers::offered(&bus, |offer| offer.class == CLASS));
+    let mut shared = SHARED.lock();
+    let is_news = shared.tried != Some(offered);
+    if is_news {
+        shared.tried = Some(offered);
+        shared.failure = None;
+    }
+    is_news
 }
 
 fn open(driver: &mut DynamicMemory<Frames>) -> Result<(), &'static str> {

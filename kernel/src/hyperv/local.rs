@@ -6,6 +6,7 @@ use alloc::string::{String, ToString as _};
 
 use spin::Once;
 use vmbus::Instant;
+use vmbus::device::dynamic_memory::CLASS as DYNAMIC_MEMORY;
 use vmbus::host::{Host, Status};
 use vmbus::kmcl::Counters;
 
@@ -37,20 +38,30 @@ fn rows_of(status: Status) -> impl Iterator<Item = Device> {
         "" => status.offer.class_name(),
         name => name,
     };
-    let row = |state: &str, counters: Counters| Device {
+    let row = |state: &str, reason: Option<String>, counters: Counters| Device {
         name: String::from(name),
         class: status.offer.class.to_string(),
         instance: status.offer.instance.to_string(),
         channel: status.offer.channel.0,
         state: String::from(state),
-        reason: super::storage::controller(status.offer.instance).reason,
+        reason,
         counters: Some(counters),
     };
-    match status.client {
-        None => [Some(row("offered by this kernel", status.server)), None],
-        Some(client) => [
-            Some(row("open, offering end", status.server)),
-            Some(row("open, using end", client)),
+    // What a driver of this kernel has made of it, or what the channel's end says of itself.
+    let driver = match status.offer.class {
+        DYNAMIC_MEMORY => super::dynamic_memory::device_state().reason,
+        class if super::storage::is_storage(&class) => super::storage::controller(status.offer.instance).reason,
+        _ => None,
+    };
+    match (status.client, status.client_gone) {
+        (None, _) => [Some(row("offered by this kernel", driver, status.server)), None],
+        (Some(client), None) => [
+            Some(row("open, offering end", None, status.server)),
+            Some(row("open, using end", driver, client)),
+        ],
+        (Some(client), Some(why)) => [
+            Some(row("open, offering end", None, status.server)),
+            Some(row("faulted", Some(why.to_string()), client)),
         ],
     }
     .into_iter()

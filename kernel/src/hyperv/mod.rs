@@ -6,7 +6,7 @@
 //! - [`dynamic_memory`]: one driver, one file: the frame allocator as a pool, and the task that runs the driver;
 //! - [`storage`]: the disks, and the task that looks after their controllers;
 //! - [`crash`]: what a panic does to the bus and tells the host;
-//! - [`devices`]: the rows of the status table;
+//! - [`devices`]: the rows of the status table; [`offers`]: which offers are left alone;
 //! - `local` (feature `selftest`): a host inside this kernel, so that its parts may offer channels to each other.
 //!
 //! The rest of the kernel knows of Hyper-V only what it finds here.
@@ -20,6 +20,7 @@ pub(crate) mod doomed;
 pub mod dynamic_memory;
 #[cfg(any(test, feature = "selftest"))]
 pub mod local;
+pub mod offers;
 pub mod port;
 pub mod storage;
 

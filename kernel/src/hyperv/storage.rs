@@ -3,17 +3,19 @@
 //! The task opens each controller that is offered, looks for disks when the host says that there are others, and lets go of what has
 //! gone. Others take what there is ([`disks`]), show it ([`rows`]), and read files on it ([`crate::files`], by [`DiskBlocks`]).
 
-use alloc::string::{String, ToString as _};
+use alloc::string::ToString as _;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use vmbus::Deadline;
+use vmbus::bus::Offer;
 use vmbus::device::storage::{self, Change, Config, Controller, Disk, Lba, PATIENCE};
 use vmbus::kmcl::{Gone, Instance, OfferSource};
 use vmbus::protocol::Guid;
 
 use super::bus;
 use super::devices::DeviceState;
+use super::offers::{self, Device, LeftAlone, OfferKey};
 use crate::files::{BlockError, Blocks, Partition, partitions};
 use crate::status::DiskRow;
 use crate::sync::IrqMutex;
@@ -33,25 +35,25 @@ struct Known {
     partitions: Vec<Partition>,
 }
 
-struct Shared {
-    controllers: Vec<Controller>,
-    disks: Vec<Known>,
-    /// Controllers that are left alone, and why. They are tried again when offers change.
-    failed: Vec<Failed>,
+/// A controller that is open.
+#[derive(Debug, Clone)]
+struct Open {
+    controller: Controller,
+    /// What it was offered as; `None` if somebody else has opened it.
+    offer: Option<OfferKey>,
 }
 
-/// A controller that is offered, but not used.
-struct Failed {
-    controller: Guid,
-    /// `failed`: it could not be opened; `faulted`: its channel has ended while it is offered still.
-    state: &'static str,
-    reason: String,
+struct Shared {
+    controllers: Vec<Open>,
+    disks: Vec<Known>,
+    /// Controllers that are left alone until they are offered anew.
+    left_alone: LeftAlone,
 }
 
 static SHARED: IrqMutex<Shared> = IrqMutex::new(Shared {
     controllers: Vec::new(),
     disks: Vec::new(),
-    failed: Vec::new(),
+    left_alone: LeftAlone::new(),
 });
 
 /// Whether the task has something to look at.
@@ -127,7 +129,8 @@ fn row(known: &Known) -> DiskRow {
 #[must_use]
 pub fn controller(instance: Guid) -> DeviceState {
     let shared = SHARED.lock();
-    if let Some(open) = shared.controllers.iter().find(|open| open.instance() == instance) {
+    let open = shared.controllers.iter().map(|open| &open.controller);
+    if let Some(open) = open.into_iter().find(|open| open.instance() == instance) {
         let counters = Some(open.channel_counters());
         // The task will let go of it, but has not seen it yet.
         return match open.gone() {
@@ -135,10 +138,10 @@ pub fn controller(instance: Guid) -> DeviceState {
             None => DeviceState::new("running", counters),
         };
     }
-    match shared.failed.iter().find(|failed| failed.controller == instance) {
-        Some(failed) => DeviceState {
-            state: failed.state,
-            reason: Some(failed.reason.clone()),
+    match shared.left_alone.find(instance) {
+        Some(device) => DeviceState {
+            state: device.state,
+            reason: Some(device.reason.clone()),
             counters: None,
         },
         None => DeviceState::new("offered", None),
@@ -148,7 +151,8 @@ pub fn controller(instance: Guid) -> DeviceState {
 /// Looks after a controller that somebody else has opened, too.
 pub fn adopt(controller: Controller) {
     SETTLED.store(false, Ordering::Release);
-    SHARED.lock().controllers.push(controller);
+    let offer = bus::connected().and_then(|bus| offers::offered(&bus, |offer| offer.instance == controller.instance()));
+    SHARED.lock().controllers.push(Open { controller, offer });
     wake();
 }
 
@@ -176,9 +180,14 @@ fn forget() {
     drop((disks, controllers));
 }
 
-/// Offers have come or gone: what failed before may work now.
+/// Offers have come or gone.
 pub(super) fn offers_changed() {
-    SHARED.lock().failed.clear();
+    wake();
+}
+
+/// The bus is joined: what failed before may work now.
+pub(super) fn connected() {
+    SHARED.lock().left_alone.clear();
     wake();
 }
 
@@ -204,25 +213,30 @@ fn run() {
 /// Opens the controllers that are offered and not open.
 fn open_offered() {
     let Some(bus) = bus::connected() else { return };
-    let offered: Vec<(Guid, Guid)> = bus
+    let offered: Vec<Offer> = bus
         .offers()
-        .filter(|offer| is_storage(&offer.class))
-        .map(|offer| (offer.class, offer.instance))
+        .filter(|offer| offers::is_primary(offer) && is_storage(&offer.class))
         .collect();
-    for (class, instance) in offered {
+    SHARED.lock().left_alone.look(|instance| {
+        let offer = offered.iter().find(|offer| offer.instance == instance);
+        offer.map(OfferKey::of)
+    });
+    for offer in offered {
+        let instance = offer.instance;
         if controller(instance).state != "offered" {
             continue;
         }
-        match open(&bus, class, Instance::Only(instance)) {
-            Ok(opened) => SHARED.lock().controllers.push(opened),
+        let key = Some(OfferKey::of(&offer));
+        match open(&bus, offer.class, Instance::Only(instance)) {
+            Ok(controller) => SHARED.lock().controllers.push(Open { controller, offer: key }),
             Err(error) => {
                 log::warn!("storage {instance}: {error}");
-                let failed = Failed {
-                    controller: instance,
+                SHARED.lock().left_alone.add(Device {
+                    instance,
                     state: "failed",
                     reason: error.to_string(),
-                };
-                SHARED.lock().failed.push(failed);
+                    offer: key,
+                });
             }
         }
     }
@@ -231,20 +245,21 @@ fn open_offered() {
 /// Looks for disks where the host says that something has changed; lets go of controllers that have gone.
 fn look_at_controllers() {
     let controllers = SHARED.lock().controllers.clone();
-    for controller in controllers {
+    for Open { controller, offer } in controllers {
         if let Some(why) = controller.gone() {
             let instance = controller.instance();
             log::warn!("storage {instance}: the controller has gone, and its disks with it: {why}");
             let mut shared = SHARED.lock();
             if why != Gone::Rescinded {
                 // It is offered still: a host that breaks rings is not asked again and again.
-                shared.failed.push(Failed {
-                    controller: instance,
+                shared.left_alone.add(Device {
+                    instance,
                     state: "faulted",
                     reason: why.to_string(),
+                    offer,
                 });
             }
-            shared.controllers.retain(Controller::is_present);
+            shared.controllers.retain(|open| open.controller.is_present());
             let gone: Vec<Known> = shared
                 .disks
                 .extract_if(.., |known| known.controller == instance)
