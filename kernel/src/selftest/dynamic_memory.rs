@@ -15,7 +15,7 @@ const PATIENCE_MS: u64 = 150_000;
 /// How long the runner may take to compare its figures with the last mark before the guest ends.
 const GRACE_NS: u64 = 3_000_000_000;
 
-fn open() -> Verdict {
+pub(super) fn open() -> Verdict {
     dynamic_memory::wish(Wish::Open);
     ensure!(
         dynamic_memory::await_wish(Deadline::after_ms(10_000)),
@@ -39,7 +39,7 @@ fn shown_when(what: &str, mut condition: impl FnMut(&Shown) -> bool) -> Result<S
 }
 
 /// The driver's account and the allocator's are one.
-fn compare(shown: &Shown) -> Verdict {
+pub(super) fn compare(shown: &Shown) -> Verdict {
     let statistics = memory::statistics();
     ensure!(
         statistics.ballooned == shown.held_pages * PAGE_SIZE,

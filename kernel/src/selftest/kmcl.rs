@@ -11,10 +11,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use vmbus::Deadline;
 use vmbus::host::Host;
 use vmbus::kmcl::{
-    Channel, Error, Gone, GpadlAccess, IncomingPacket, Instance, MappedGpadl, OutgoingPacket, SendFlags,
+    Channel, Counters, Error, Gone, GpadlAccess, IncomingPacket, Instance, MappedGpadl, OutgoingPacket, SendFlags,
 };
 use vmbus::memory::{DmaBuffer, Mdl};
-use vmbus::protocol::Guid;
+use vmbus::protocol::{ChannelId, Guid};
 
 use super::{Verdict, ensure};
 use crate::hyperv::port::PLATFORM;
@@ -52,7 +52,7 @@ mod ask {
 }
 
 /// The service's side.
-struct Service {
+pub(super) struct Service {
     held: IrqMutex<Vec<IncomingPacket<Self>>>,
     mapped: IrqMutex<Option<MappedGpadl>>,
     suspends: AtomicU32,
@@ -70,12 +70,13 @@ impl Service {
 
 /// The client's side.
 #[derive(Default)]
-struct Client {
+pub(super) struct Client {
     completed: AtomicU32,
     rescinded: AtomicU32,
     other: AtomicU32,
     memory_back: AtomicU32,
     closed: AtomicU32,
+    notices: AtomicU32,
 }
 
 fn text(error: impl Display) -> String {
@@ -181,6 +182,8 @@ impl Pair {
         let client = client
             .map_err(text)?
             .init_set_target(CLASS, Instance::Any)
+            .init_set_friendly_name(NAME)
+            .init_set_process_packet_callback(take_notice)
             .init_set_state_change_callbacks(states)
             .enable(SOON)
             .map_err(text)?;
@@ -209,9 +212,57 @@ impl Pair {
         revoke(self)
     }
 
+    /// Ends both, whatever has become of the channel.
+    pub(super) fn dispose(self) -> Verdict {
+        drop(self.client.disable(SOON).map_err(text)?);
+        drop(self.server.disable(SOON).map_err(text)?);
+        Ok(())
+    }
+
+    /// The channel between them.
+    pub(super) fn channel(&self) -> ChannelId {
+        self.client.id()
+    }
+
+    /// The device that it is of.
+    pub(super) fn instance(&self) -> Guid {
+        self.client.interface_instance()
+    }
+
+    /// What the client's end has done.
+    pub(super) fn counters(&self) -> Counters {
+        self.client.counters()
+    }
+
+    /// The client's end, for a task that looks at it.
+    pub(super) fn client(&self) -> Channel<Client> {
+        self.client.clone()
+    }
+
+    /// Notices of the service's that the client has had.
+    pub(super) fn notices(&self) -> u32 {
+        self.client.context().notices.load(Ordering::Relaxed)
+    }
+
+    /// The service's end, for a task that sends notices.
+    pub(super) fn service(&self) -> Channel<Service> {
+        self.server.clone()
+    }
+
+    /// Asks so many questions that are not answered.
+    pub(super) fn leave_open(&self, count: u32) -> Verdict {
+        (0..count).try_for_each(|_| self.send(ask::HOLD, None))
+    }
+
     fn held(&self) -> usize {
         self.server.context().held.lock().len()
     }
+}
+
+fn take_notice(channel: &Channel<Client>, packet: IncomingPacket<Client>) {
+    channel.context().notices.fetch_add(1, Ordering::Relaxed);
+    // A notice wants no answer.
+    drop(packet.complete(&[]));
 }
 
 fn completed(channel: &Channel<Client>, mut packet: OutgoingPacket<Client>, status: Result<(), Error>) {

@@ -2,12 +2,15 @@
 //!
 //! A test passes by returning; the panic tests do not return.
 
+pub mod broken_ring;
 pub mod bus;
 pub mod dynamic_memory;
 pub mod exceptions;
 pub mod kmcl;
 pub mod memory;
 pub mod panics;
+pub mod pressure;
+pub mod signals;
 pub mod smp;
 pub mod speed;
 pub mod storage;
@@ -51,6 +54,10 @@ const TESTS: &[Test] = &[
     Test {
         name: "balloon",
         run: dynamic_memory::balloon,
+    },
+    Test {
+        name: "pressure",
+        run: pressure::run,
     },
     Test {
         name: "hotadd",
@@ -127,6 +134,18 @@ const TESTS: &[Test] = &[
     Test {
         name: "storm",
         run: traffic::storm,
+    },
+    Test {
+        name: "signals",
+        run: signals::run,
+    },
+    Test {
+        name: "broken-ring",
+        run: broken_ring::channels,
+    },
+    Test {
+        name: "faulted",
+        run: broken_ring::drivers,
     },
     Test {
         name: "reset-busy",

@@ -17,6 +17,9 @@ const REQUESTS: u32 = 1000;
 /// Interrupts between two looks of the storm's task.
 const GUST: u32 = 20;
 
+/// Requests that nobody has answered when the machine is reset.
+const ON_THEIR_WAY: u32 = 4;
+
 /// The bus's interrupt comes again and again without a message or a signal behind it, while requests are asked and answered.
 pub(super) fn storm() -> Verdict {
     static ENDS: AtomicBool = AtomicBool::new(false);
@@ -70,12 +73,18 @@ pub(super) fn reset_busy() -> Verdict {
         "dynamic memory does not run but is {}",
         dynamic_memory::state()
     );
+    // These are on their way when the end comes, whatever the moment.
+    pair.leave_open(ON_THEIR_WAY)?;
+    let client = pair.client();
+    let answered = alloc::sync::Arc::new(AtomicU32::new(0));
+    let count = answered.clone();
     let traffic = move || {
         for number in 0.. {
             if echo_once(&pair, number).is_err() {
                 log::error!("the traffic has stopped");
                 return;
             }
+            count.fetch_add(1, Ordering::Relaxed);
             // The answer may be there at once, and others have to come to their turn.
             task::yield_now();
         }
@@ -83,6 +92,11 @@ pub(super) fn reset_busy() -> Verdict {
     task::spawn("traffic", traffic).map_err(|error| alloc::format!("{error}"))?;
     // The host gets reports meanwhile.
     task::wait_until(Deadline::after_ms(1500), || false);
+    let open = client.counters().outgoing_outstanding;
+    crate::status::mark(
+        "reset-busy",
+        format_args!("{} {open}", answered.load(Ordering::Relaxed)),
+    );
     log::info!("reset in the middle of traffic");
     crate::power::reset(ResetWay::Acpi)
 }

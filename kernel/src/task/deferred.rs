@@ -18,6 +18,19 @@ const ROUNDS: u32 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeferredId(u32);
 
+#[cfg(any(test, feature = "selftest"))]
+impl DeferredId {
+    /// For a handler that asks for itself, which is registered before it can know its number.
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The handler with this number; `None` if there cannot be one.
+    pub(crate) fn of(number: u32) -> Option<Self> {
+        ((number as usize) < CAPACITY).then_some(Self(number))
+    }
+}
+
 /// No room for another handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many kinds of deferred work")]

@@ -1,7 +1,10 @@
 //! The list of scenarios.
 
 use super::gen2::{Complaint, Reboots, Says, Screen};
-use super::scripts::{Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, Once, OneDisk, Speed};
+use super::hostile::{Backtraced, BrokenRings, BusyReboots};
+use super::scripts::{
+    Balloon, BootTime, Connect, DYNAMIC_MEMORY, HotAdd, Nothing, OldApic, Once, OneDisk, Pressure, Speed,
+};
 use super::{Expect, Image, KernelFile, Scenario, Script};
 use crate::image::Format;
 use crate::nested::Clock;
@@ -363,48 +366,56 @@ fn direct() -> Vec<Scenario> {
             name: "panic_interrupt",
             cmdline: "selftest=panic-interrupt",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_deferred",
             cmdline: "selftest=panic-deferred",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_task",
             cmdline: "selftest=panic-task",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_bus_lock",
             cmdline: "selftest=panic-bus-lock",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_heap_lock",
             cmdline: "selftest=panic-heap-lock",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_memory_locks",
             cmdline: "selftest=panic-memory-locks",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_console_lock",
             cmdline: "selftest=panic-console-lock",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
             name: "panic_posting",
             cmdline: "selftest=panic-posting",
             expect: Expect::Panic,
+            script: || Box::new(Backtraced),
             ..COMMON
         },
         Scenario {
@@ -424,11 +435,25 @@ fn direct() -> Vec<Scenario> {
             ..COMMON
         },
         Scenario {
+            name: "signal_storm",
+            cmdline: "selftest=signals",
+            script: || Box::new(Says("signals without news by a task")),
+            ..COMMON
+        },
+        Scenario {
+            name: "broken_ring",
+            cmdline: "selftest=broken-ring,faulted",
+            // Dynamic memory is offered by the guest to itself.
+            extra: &[],
+            script: || Box::new(BrokenRings::default()),
+            ..COMMON
+        },
+        Scenario {
             name: "reset_busy",
             cmdline: "selftest=reset-busy",
             reboots: true,
             expect: Expect::Script,
-            script: || Box::new(Reboots::default()),
+            script: || Box::new(BusyReboots::default()),
             seconds: 60,
             ..COMMON
         },
@@ -438,6 +463,14 @@ fn direct() -> Vec<Scenario> {
             memory: "256",
             seconds: 180,
             script: || Box::new(Balloon::default()),
+            ..COMMON
+        },
+        Scenario {
+            name: "pressure",
+            cmdline: "selftest=pressure",
+            memory: "64",
+            seconds: 240,
+            script: || Box::new(Pressure::default()),
             ..COMMON
         },
         Scenario {

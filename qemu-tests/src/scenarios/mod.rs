@@ -1,9 +1,10 @@
 //! The VM tests: what machine, what command line, what the runner does meanwhile, and what counts as success.
 //!
 //! A [`Scenario`] is data plus a [`Script`]. It runs wherever a host is ([`run`]): on a machine with KVM, or inside the nested host. The list
-//! is [`all`]; the scripts are in [`scripts`] and [`gen2`]; what makes a run a success is in [`judge`].
+//! is [`all`]; the scripts are in [`scripts`], [`gen2`] and [`hostile`]; what makes a run a success is in [`judge`].
 
 pub mod gen2;
+pub mod hostile;
 pub mod judge;
 pub mod list;
 pub mod scripts;

@@ -263,6 +263,49 @@ impl Script for Balloon {
     }
 }
 
+/// Asks a guest of 64 MiB, which is in want itself, for all but 1 MiB; compares what it gives; and gives all back.
+#[derive(Clone, Debug, Default)]
+pub struct Pressure {
+    squeezed: Option<u64>,
+    returned: bool,
+}
+
+impl Pressure {
+    const FULL: u64 = 64 * MIB;
+    const ASKED: u64 = MIB;
+}
+
+impl Script for Pressure {
+    fn mark(&mut self, vm: &mut Vm, name: &str, value: &str) -> Result<()> {
+        let mut ask = |bytes: u64| vm.execute("balloon", &json!({ "value": bytes })).map(drop);
+        match name {
+            "hungry" => ask(Self::ASKED),
+            "relaxed" => ask(Self::FULL),
+            "squeezed" => {
+                let held = bytes(value)?;
+                ensure!(
+                    held > 0 && held < Self::FULL - Self::ASKED,
+                    "the guest gave {held} bytes"
+                );
+                self.squeezed = Some(held);
+                settle(vm, Self::FULL - held)
+            }
+            "ballooned" if self.squeezed.is_some() && bytes(value)? == 0 => {
+                self.returned = true;
+                settle(vm, Self::FULL)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn end(&mut self, _seen: &Seen, figures: &mut BTreeMap<String, f64>) -> Result<()> {
+        let held = self.squeezed.context("the guest gave nothing")?;
+        ensure!(self.returned, "the guest did not get everything back");
+        figures.insert("MiB given of 63 asked for".into(), held as f64 / MIB as f64);
+        Ok(())
+    }
+}
+
 /// Adds 128 MiB to a guest of 64 MiB.
 #[derive(Clone, Debug, Default)]
 pub struct HotAdd {
