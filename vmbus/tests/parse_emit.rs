@@ -179,10 +179,11 @@ fn whatever_reads_or_writes_bytes_of_the_other_end_has_its_property_test() {
         // A function with arguments `in` ranges is one of proptest's.
         let mut lines = text.lines().peekable();
         while let Some(line) = lines.next() {
-            if line.trim() == "#[test]"
-                && let Some(test) = lines.peek().and_then(|next| defined(next))
-            {
-                properties.insert(test.to_owned());
+            if line.trim() == "#[test]" {
+                while lines.peek().is_some_and(|next| next.trim_start().starts_with("#[")) {
+                    lines.next();
+                }
+                properties.extend(lines.peek().and_then(|next| defined(next)).map(str::to_owned));
             }
             if let Some(function) = defined(line).filter(|function| !is_test && is_listed(function)) {
                 found.insert((name.to_owned(), function.to_owned()));

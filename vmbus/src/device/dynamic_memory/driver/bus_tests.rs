@@ -1,5 +1,7 @@
 //! The whole way, from the model of a host through bus and channel to the driver and back.
 
+mod steps;
+
 use core::time::Duration;
 use std::boxed::Box;
 use std::sync::Arc;
@@ -57,7 +59,7 @@ impl Machine {
             driver: DynamicMemory::new(
                 platform,
                 Config {
-                    request_delay: core::time::Duration::ZERO,
+                    request_delay: Duration::ZERO,
                     ..Config::default()
                 },
                 pool,
