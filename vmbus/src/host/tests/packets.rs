@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::support::*;
 use crate::Deadline;
 use crate::kmcl::{Error, Gone, SendFlags};
+use crate::memory::Mdl;
 
 const FLAGS: SendFlags = SendFlags::WAIT_FOR_COMPLETION;
 
@@ -46,6 +47,48 @@ fn a_routine_gets_packet_status_completion_and_memory_back() {
         pair.server.context().take(),
         ["packet first", "batch 1", "packet again", "batch 1"]
     );
+    pair.close();
+}
+
+#[test]
+fn a_server_knows_whether_a_completion_is_waited_for() {
+    let pair = Pair::with(
+        |server| server,
+        |client| client,
+        |channel, packet| {
+            channel.context().note(format!("{}", packet.wants_completion()));
+            packet.complete(b"").unwrap();
+        },
+        echo,
+    );
+    for flags in [FLAGS, SendFlags::empty()] {
+        let packet = pair.client.packet_allocate().unwrap();
+        packet.send(b"x", None, flags).unwrap();
+        pair.host.process();
+    }
+    let expected = ["packet x", "true", "batch 1", "packet x", "false", "batch 1"];
+    assert_eq!(pair.server.context().take(), expected);
+    pair.close();
+}
+
+#[test]
+fn a_server_sees_how_much_memory_it_was_lent_up_to_its_limits() {
+    let pair = Pair::with(
+        |server| server.init_set_maximum_external_data(5, 2).unwrap(),
+        |client| client,
+        |channel, mut packet| {
+            let data = packet.external_data().unwrap();
+            let seen = format!("{} {} {}", data.len(), data.is_empty(), data.chain_len());
+            channel.context().note(seen);
+            packet.complete(b"").unwrap();
+        },
+        echo,
+    );
+    let packet = pair.client.packet_allocate().unwrap();
+    let chain = Mdl::chain([pair.mdl(b"to"), pair.mdl(b"two")]).unwrap();
+    packet.send(b"x", Some(chain), FLAGS).unwrap();
+    pair.host.process();
+    assert_eq!(pair.server.context().take(), ["packet x", "5 false 2", "batch 1"]);
     pair.close();
 }
 
