@@ -148,14 +148,6 @@ pub fn controller(instance: Guid) -> DeviceState {
     }
 }
 
-/// Looks after a controller that somebody else has opened, too.
-pub fn adopt(controller: Controller) {
-    SETTLED.store(false, Ordering::Release);
-    let offer = bus::connected().and_then(|bus| offers::offered(&bus, |offer| offer.instance == controller.instance()));
-    SHARED.lock().controllers.push(Open { controller, offer });
-    wake();
-}
-
 /// Opens a controller of `source`, with the task's ear for its news.
 ///
 /// # Errors
