@@ -288,3 +288,16 @@ fn a_packet_longer_than_the_protocol_has_ends_the_channel_and_nothing_else() {
     drop((client, disk));
     ground.finish();
 }
+
+#[test]
+fn what_is_written_through_survives_a_power_cut_without_a_flush() {
+    let (ground, client, disk, memory) = Ground::with_disk();
+    assert!(disk.can_write_through());
+    disk.write(Lba(0), ground.buffer(&[1; 512]), PATIENT).unwrap();
+    disk.write_through(Lba(1), ground.buffer(&[2; 512]), PATIENT).unwrap();
+    memory.cut_power(vmbus::host::storage::PowerCut::LosesAll);
+    assert_eq!(read(&disk, 0, 1).unwrap(), [0; 512], "it was in the cache");
+    assert_eq!(read(&disk, 1, 1).unwrap(), [2; 512]);
+    drop((client, disk));
+    ground.finish();
+}

@@ -31,6 +31,7 @@ bitflags::bitflags! {
     pub(super) struct Flags: u8 {
         const WRITE_PROTECTED = 1;
         const REMOVABLE = 2;
+        const WRITE_THROUGH = 4;
     }
 }
 
@@ -172,6 +173,12 @@ impl Disk {
         self.flags().contains(Flags::WRITE_PROTECTED)
     }
 
+    /// Returns true if the disk said that it can make single writes durable: [`write_through`](Self::write_through).
+    #[must_use]
+    pub fn can_write_through(&self) -> bool {
+        self.flags().contains(Flags::WRITE_THROUGH)
+    }
+
     /// Returns true if its medium can be taken out.
     #[must_use]
     pub fn is_removable(&self) -> bool {
@@ -236,7 +243,11 @@ impl Disk {
         let mut checked = self.check_bytes(first, len);
         let plan = if is_write {
             checked = checked.and_then(|()| self.check_writable());
-            Plan::Write { lba, block_shift }
+            Plan::Write {
+                lba,
+                block_shift,
+                is_through: false,
+            }
         } else {
             Plan::Read { lba, block_shift }
         };
@@ -263,6 +274,16 @@ impl Disk {
     /// As for [`read`](Self::read).
     pub fn write<B: Lend>(&self, first: Lba, buffer: B, deadline: Deadline) -> Result<B, Failed<B>> {
         self.start_write(first, buffer).wait_here(deadline)
+    }
+
+    /// As [`write`](Self::write), and the data is durable when this returns ("force unit access"): no flush is needed for it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](Self::write); [`Error::Unsupported`] if the disk does not [offer](Self::can_write_through) it: write and
+    /// [`flush`](Self::flush) then.
+    pub fn write_through<B: Lend>(&self, first: Lba, buffer: B, deadline: Deadline) -> Result<B, Failed<B>> {
+        self.start_write_through(first, buffer).wait_here(deadline)
     }
 
     /// Makes durable all that was written: returns when the device says that it is. If it cannot, that is an error.
@@ -292,6 +313,26 @@ impl Disk {
     /// Begins a [`write`](Self::write).
     pub fn start_write<B: Lend>(&self, first: Lba, buffer: B) -> Transfer<B> {
         Transfer::new(self.start_io(first, buffer.into_mdl(), true))
+    }
+
+    /// Begins a [`write_through`](Self::write_through).
+    pub fn start_write_through<B: Lend>(&self, first: Lba, buffer: B) -> Transfer<B> {
+        let (memory, block_shift) = (buffer.into_mdl(), self.0.block_shift);
+        let len = memory.len();
+        let checked =
+            self.check_bytes(first, len)
+                .and_then(|()| self.check_writable())
+                .and(if self.can_write_through() {
+                    Ok(())
+                } else {
+                    Err(Error::Unsupported)
+                });
+        let plan = Plan::Write {
+            lba: first.0,
+            block_shift,
+            is_through: true,
+        };
+        Transfer::new(self.start(checked, plan, memory, len as u64))
     }
 
     /// Begins a [`flush`](Self::flush).

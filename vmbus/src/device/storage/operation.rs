@@ -38,7 +38,11 @@ pub(super) enum Plan {
     /// Reads to memory, in bytes.
     Read { lba: u64, block_shift: u8 },
     /// Writes from memory, in bytes.
-    Write { lba: u64, block_shift: u8 },
+    Write {
+        lba: u64,
+        block_shift: u8,
+        is_through: bool,
+    },
     /// Discards, in blocks, so many at a time at most.
     Unmap { lba: u64, max_blocks: u32 },
     /// One command.
@@ -503,9 +507,14 @@ impl Operation {
                 let (lba, blocks) = blocks_of(lba, block_shift, part);
                 (Cdb::read(lba, blocks), Direction::In, Some(self.piece(part)?))
             }
-            Plan::Write { lba, block_shift } => {
+            Plan::Write {
+                lba,
+                block_shift,
+                is_through,
+            } => {
                 let (lba, blocks) = blocks_of(lba, block_shift, part);
-                (Cdb::write(lba, blocks), Direction::Out, Some(self.piece(part)?))
+                let write = if is_through { Cdb::write_through } else { Cdb::write };
+                (write(lba, blocks), Direction::Out, Some(self.piece(part)?))
             }
             Plan::Unmap { lba, .. } => {
                 let (lba, blocks) = blocks_of(lba, 0, part);

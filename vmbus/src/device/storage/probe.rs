@@ -172,10 +172,12 @@ impl<'a> Probe<'a> {
             return Ok(None);
         }
         let mut flags = Flags::empty();
+        let mode = self.mode(&unit)?;
         flags.set(
             Flags::WRITE_PROTECTED,
-            inquiry.kind == DeviceKind::Optical || self.is_protected(&unit)?,
+            inquiry.kind == DeviceKind::Optical || scsi::is_write_protected(&mode),
         );
+        flags.set(Flags::WRITE_THROUGH, scsi::knows_write_through(&mode));
         flags.set(Flags::REMOVABLE, inquiry.is_removable);
         let mut found = Found {
             address: unit.address,
@@ -215,12 +217,13 @@ impl<'a> Probe<'a> {
         }
     }
 
-    fn is_protected(&mut self, unit: &Shared<Unit>) -> Result<bool, Error> {
+    /// Asks for the header of the mode pages; zeros if it is not to be had.
+    fn mode(&mut self, unit: &Shared<Unit>) -> Result<[u8; 4], Error> {
         let mut bytes = [0; 4];
         match self.ask(unit, Cdb::mode_sense(4), &mut bytes) {
-            Ok(bytes) => Ok(scsi::is_write_protected(bytes)),
+            Ok(header) if header.len() == 4 => Ok(bytes),
             Err(error) if error.ends_scan() => Err(error),
-            Err(_) => Ok(false),
+            _ => Ok([0; 4]),
         }
     }
 

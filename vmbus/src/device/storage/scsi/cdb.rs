@@ -105,6 +105,14 @@ impl Cdb {
         Self::transfer(0x2a, 0x8a, lba, blocks)
     }
 
+    /// WRITE with "force unit access": the data is on the medium when it ends.
+    #[must_use]
+    pub const fn write_through(lba: u64, blocks: u32) -> Self {
+        let mut cdb = Self::write(lba, blocks);
+        cdb.bytes[1] = 0x08;
+        cdb
+    }
+
     const fn transfer(ten: u8, sixteen: u8, lba: u64, blocks: u32) -> Self {
         let [a, b, c, d, e, f, g, h] = lba.to_be_bytes();
         let [i, j, k, l] = blocks.to_be_bytes();

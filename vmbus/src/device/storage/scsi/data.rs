@@ -164,6 +164,12 @@ pub fn is_write_protected(bytes: &[u8]) -> bool {
     bytes.get(2).is_some_and(|parameter| parameter & 0x80 != 0)
 }
 
+/// Returns whether that header says that "force unit access" is understood.
+#[must_use]
+pub fn knows_write_through(bytes: &[u8]) -> bool {
+    bytes.get(2).is_some_and(|parameter| parameter & 0x10 != 0)
+}
+
 /// The content of a page of vital product data, if it is that page.
 fn page_content(bytes: &[u8], page: u8) -> Option<&[u8]> {
     let header: &[u8; 4] = bytes.first_chunk()?;

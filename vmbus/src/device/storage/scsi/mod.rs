@@ -10,6 +10,6 @@ mod tests;
 
 pub use cdb::{Cdb, unmap_parameters};
 pub use data::{
-    Capacity, DeviceKind, Identity, Inquiry, MAX_IDENTITY, Text, UnmapLimits, is_write_protected, luns,
-    parse_block_limits, parse_identity, parse_provisioning, parse_serial, vpd_pages,
+    Capacity, DeviceKind, Identity, Inquiry, MAX_IDENTITY, Text, UnmapLimits, is_write_protected, knows_write_through,
+    luns, parse_block_limits, parse_identity, parse_provisioning, parse_serial, vpd_pages,
 };
