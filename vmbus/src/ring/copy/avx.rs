@@ -50,36 +50,46 @@ fn state() -> u8 {
     }
 }
 
+const OSXSAVE: u32 = 1 << 27;
+
 #[cold]
 fn detect() -> u8 {
-    const OSXSAVE_AND_AVX: u32 = 1 << 27 | 1 << 28;
-    const SSE_AND_AVX_STATE: u64 = 1 << 1 | 1 << 2;
-    const WIDE_STATE: u64 = 7 << 5;
-    const FAST_STRINGS: u32 = 1 << 9;
-    const AVX512_F: u32 = 1 << 16;
-    /// Came with the processors whose clock does not fall when they use wide vectors.
-    const AVX512_VBMI2: u32 = 1 << 6;
-    if __cpuid(1).ecx & OSXSAVE_AND_AVX != OSXSAVE_AND_AVX {
-        return ABSENT;
-    }
     /// Which register sets the system saves.
     #[target_feature(enable = "xsave")]
     fn enabled_state() -> u64 {
         // SAFETY: register 0 exists wherever the instruction does.
         unsafe { _xgetbv(0) }
     }
-    // SAFETY: OSXSAVE says that the instruction may be used.
-    let enabled = unsafe { enabled_state() };
-    if enabled & SSE_AND_AVX_STATE != SSE_AND_AVX_STATE {
-        return ABSENT;
-    }
-    if __cpuid(0).eax < 7 {
-        return USABLE;
-    }
-    let features = __cpuid_count(7, 0);
-    if features.ebx & FAST_STRINGS == 0 {
+    let leaf_1 = __cpuid(1).ecx;
+    let enabled = if leaf_1 & OSXSAVE == 0 {
+        0
+    } else {
+        // SAFETY: OSXSAVE says that the instruction may be used.
+        unsafe { enabled_state() }
+    };
+    let leaf_7 = if __cpuid(0).eax < 7 {
+        [0, 0]
+    } else {
+        let features = __cpuid_count(7, 0);
+        [features.ebx, features.ecx]
+    };
+    choose(leaf_1, enabled, leaf_7)
+}
+
+/// Chooses by what the processor says of itself (ECX of CPUID's leaf 1, EBX and ECX of leaf 7) and what its system saves (XCR0).
+const fn choose(leaf_1: u32, enabled: u64, [ebx, ecx]: [u32; 2]) -> u8 {
+    const AVX: u32 = 1 << 28;
+    const SSE_AND_AVX_STATE: u64 = 0b110;
+    const WIDE_STATE: u64 = 0b111 << 5;
+    const FAST_STRINGS: u32 = 1 << 9;
+    const AVX512_F: u32 = 1 << 16;
+    /// Came with the processors whose clock does not fall when they use wide vectors.
+    const AVX512_VBMI2: u32 = 1 << 6;
+    if leaf_1 & OSXSAVE == 0 || leaf_1 & AVX == 0 || enabled & SSE_AND_AVX_STATE != SSE_AND_AVX_STATE {
+        ABSENT
+    } else if ebx & FAST_STRINGS == 0 {
         USABLE
-    } else if features.ebx & AVX512_F != 0 && features.ecx & AVX512_VBMI2 != 0 && enabled & WIDE_STATE == WIDE_STATE {
+    } else if ebx & AVX512_F != 0 && ecx & AVX512_VBMI2 != 0 && enabled & WIDE_STATE == WIDE_STATE {
         USABLE_AND_WIDE
     } else {
         USABLE_AND_FAST_STRINGS
@@ -398,6 +408,45 @@ fn leave() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_bit_that_is_missing_takes_away_what_stands_on_it() {
+        // OSXSAVE and AVX; SSE, AVX and the three states of wide vectors; ERMS and AVX-512 F; VBMI2.
+        let all = |leaf_1: u32, enabled: u64, ebx: u32, ecx: u32| {
+            choose(0x1800_0000 & !leaf_1, 0xe6 & !enabled, [0x1_0200 & !ebx, 0x40 & !ecx])
+        };
+        assert_eq!(all(0, 0, 0, 0), USABLE_AND_WIDE);
+        assert_eq!(choose(u32::MAX, u64::MAX, [u32::MAX; 2]), USABLE_AND_WIDE);
+        for (leaf_1, enabled) in [(1 << 27, 0), (1 << 28, 0), (0, 1 << 1), (0, 1 << 2)] {
+            assert_eq!(all(leaf_1, enabled, 0, 0), ABSENT, "{leaf_1:#x}, {enabled:#x}");
+        }
+        for (enabled, ebx, ecx) in [
+            (1 << 5, 0, 0),
+            (1 << 6, 0, 0),
+            (1 << 7, 0, 0),
+            (0, 1 << 16, 0),
+            (0, 0, 1 << 6),
+        ] {
+            assert_eq!(
+                all(0, enabled, ebx, ecx),
+                USABLE_AND_FAST_STRINGS,
+                "{enabled:#x}, {ebx:#x}, {ecx:#x}"
+            );
+        }
+        assert_eq!(all(0, 0, 1 << 9, 0), USABLE);
+        assert_eq!(choose(0x1800_0000, 0xe6, [0, 0]), USABLE);
+    }
+
+    #[test]
+    fn what_is_chosen_is_asked_for_by_its_rank() {
+        assert_eq!(state(), detect(), "remembered");
+        assert_eq!(usable(), state() != ABSENT);
+        assert_eq!(
+            has_fast_strings(),
+            matches!(state(), USABLE_AND_FAST_STRINGS | USABLE_AND_WIDE)
+        );
+        assert_eq!(has_wide(), state() == USABLE_AND_WIDE);
+    }
 
     #[test]
     fn the_processor_is_known_as_the_standard_library_knows_it() {
