@@ -328,3 +328,20 @@ fn another_task_of_the_same_processor_is_not_taken_for_the_callback() {
     });
     ground.finish(bus);
 }
+
+#[test]
+fn a_signal_reaches_the_channel_with_the_largest_number_that_was_offered() {
+    for number in [63, 64, 2047] {
+        let ground = Ground::hyper_v();
+        ground.host.offer_as(number, model::Offer::new(CLASS, INSTANCE));
+        let bus = ground.connect();
+        let (opened, recorder) = open(&bus, ChannelId(number));
+        ground.settle(&bus);
+        let before = recorder.count(&Told::Signalled);
+        ground.host.set_event_flag(0, 2, u16::try_from(number).unwrap());
+        ground.settle(&bus);
+        assert_eq!(recorder.count(&Told::Signalled), before + 1, "channel {number}");
+        opened.close(SECOND).unwrap();
+        ground.finish(bus);
+    }
+}
