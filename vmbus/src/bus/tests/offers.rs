@@ -226,6 +226,31 @@ fn c4_the_same_id_offered_anew_while_in_use_is_held_back() {
 }
 
 #[test]
+fn c4_what_is_held_back_stays_so_when_another_device_goes() {
+    // By the id, and by the device: either is enough.
+    for has_same_id in [true, false] {
+        let (ground, channel) = Ground::with_channel();
+        let other = ground.host.offer(model::Offer::new(CLASS, OTHER_INSTANCE));
+        let bus = ground.connect();
+        let (old, _) = open(&bus, channel);
+        ground.host.rescind(channel.0);
+        if has_same_id {
+            ground.host.send_raw(&offer_message(channel.0, 9));
+        } else {
+            ground.host.offer(model::Offer::new(CLASS, INSTANCE));
+        }
+        ground.settle(&bus);
+        assert_eq!(bus.offers().count(), 1, "the other one");
+        ground.host.rescind(other);
+        ground.settle(&bus);
+        assert_eq!(bus.offers().count(), 0);
+        old.close(SECOND).unwrap();
+        ground.settle(&bus);
+        assert_eq!(bus.offers().count(), 1);
+    }
+}
+
+#[test]
 fn c4_an_offer_that_is_withdrawn_while_held_back_is_never_shown() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
