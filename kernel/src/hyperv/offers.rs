@@ -51,8 +51,7 @@ pub(super) struct Device {
     /// `failed`: it could not be opened; `faulted`: its channel has ended while it is offered still.
     pub(super) state: &'static str,
     pub(super) reason: String,
-    /// `None` if it was not offered any more.
-    pub(super) offer: Option<OfferKey>,
+    pub(super) offer: OfferKey,
 }
 
 impl LeftAlone {
@@ -73,7 +72,7 @@ impl LeftAlone {
     /// Forgets those whose offer has gone or come anew; `offered` tells the offer that a device has now.
     pub(super) fn look(&mut self, offered: impl Fn(Guid) -> Option<OfferKey>) {
         self.devices
-            .retain(|device| device.offer.is_some() && device.offer == offered(device.instance));
+            .retain(|device| offered(device.instance) == Some(device.offer));
     }
 
     /// Forgets all: this is another connection.
@@ -96,20 +95,20 @@ mod tests {
         }
     }
 
-    fn device(instance: Guid, sequence: Option<u64>) -> Device {
+    fn device(instance: Guid, sequence: u64) -> Device {
         Device {
             instance,
             state: "faulted",
             reason: "the peer broke the ring".into(),
-            offer: sequence.map(key),
+            offer: key(sequence),
         }
     }
 
     #[test]
     fn a_device_is_left_alone_until_its_own_offer_changes() {
         let mut left = LeftAlone::new();
-        left.add(device(A, Some(3)));
-        left.add(device(B, Some(4)));
+        left.add(device(A, 3));
+        left.add(device(B, 4));
         // Others come and go.
         for other in 5..100 {
             left.look(|instance| Some(if instance == A { key(3) } else { key(4) }));
@@ -123,18 +122,12 @@ mod tests {
     }
 
     #[test]
-    fn one_entry_a_device_and_none_without_an_offer() {
+    fn a_device_has_one_entry_and_another_connection_none() {
         let mut left = LeftAlone::new();
-        left.add(device(A, Some(1)));
-        left.add(device(A, Some(2)));
+        left.add(device(A, 1));
+        left.add(device(A, 2));
         assert_eq!(left.devices.len(), 1);
-        left.add(device(A, None));
-        left.look(|_| None);
-        assert!(
-            left.devices.is_empty(),
-            "an offer that was not there cannot be told from its successor"
-        );
-        left.add(device(B, Some(1)));
+        left.add(device(B, 1));
         left.clear();
         assert!(left.find(B).is_none());
     }

@@ -39,8 +39,8 @@ struct Known {
 #[derive(Debug, Clone)]
 struct Open {
     controller: Controller,
-    /// What it was offered as; `None` if somebody else has opened it.
-    offer: Option<OfferKey>,
+    /// What it was offered as.
+    offer: OfferKey,
 }
 
 struct Shared {
@@ -218,7 +218,7 @@ fn open_offered() {
         if controller(instance).state != "offered" {
             continue;
         }
-        let key = Some(OfferKey::of(&offer));
+        let key = OfferKey::of(&offer);
         match open(&bus, offer.class, Instance::Only(instance)) {
             Ok(controller) => SHARED.lock().controllers.push(Open { controller, offer: key }),
             Err(error) => {

@@ -25,6 +25,15 @@ pub const PATIENCE: Deadline = Deadline::seconds(TIME_OUT_SECONDS as u64 + 10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lba(pub u64);
 
+/// What is done with blocks and memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+    /// Past the disk's cache.
+    WriteThrough,
+}
+
 bitflags::bitflags! {
     /// What a disk is like.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,18 +247,22 @@ impl Disk {
         }
     }
 
-    fn start_io(&self, first: Lba, memory: Mdl, is_write: bool) -> Operation {
+    fn start_io(&self, first: Lba, memory: Mdl, access: Access) -> Operation {
         let (lba, block_shift, len) = (first.0, self.0.block_shift, memory.len());
         let mut checked = self.check_bytes(first, len);
-        let plan = if is_write {
+        let is_through = access == Access::WriteThrough;
+        let plan = if access == Access::Read {
+            Plan::Read { lba, block_shift }
+        } else {
             checked = checked.and_then(|()| self.check_writable());
+            if is_through && !self.can_write_through() {
+                checked = checked.and(Err(Error::Unsupported));
+            }
             Plan::Write {
                 lba,
                 block_shift,
-                is_through: false,
+                is_through,
             }
-        } else {
-            Plan::Read { lba, block_shift }
         };
         self.start(checked, plan, memory, len as u64)
     }
@@ -307,32 +320,17 @@ impl Disk {
 
     /// Begins a [`read`](Self::read).
     pub fn start_read<B: Lend>(&self, first: Lba, buffer: B) -> Transfer<B> {
-        Transfer::new(self.start_io(first, buffer.into_mdl(), false))
+        Transfer::new(self.start_io(first, buffer.into_mdl(), Access::Read))
     }
 
     /// Begins a [`write`](Self::write).
     pub fn start_write<B: Lend>(&self, first: Lba, buffer: B) -> Transfer<B> {
-        Transfer::new(self.start_io(first, buffer.into_mdl(), true))
+        Transfer::new(self.start_io(first, buffer.into_mdl(), Access::Write))
     }
 
     /// Begins a [`write_through`](Self::write_through).
     pub fn start_write_through<B: Lend>(&self, first: Lba, buffer: B) -> Transfer<B> {
-        let (memory, block_shift) = (buffer.into_mdl(), self.0.block_shift);
-        let len = memory.len();
-        let checked =
-            self.check_bytes(first, len)
-                .and_then(|()| self.check_writable())
-                .and(if self.can_write_through() {
-                    Ok(())
-                } else {
-                    Err(Error::Unsupported)
-                });
-        let plan = Plan::Write {
-            lba: first.0,
-            block_shift,
-            is_through: true,
-        };
-        Transfer::new(self.start(checked, plan, memory, len as u64))
+        Transfer::new(self.start_io(first, buffer.into_mdl(), Access::WriteThrough))
     }
 
     /// Begins a [`flush`](Self::flush).

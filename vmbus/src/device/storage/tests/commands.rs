@@ -210,6 +210,16 @@ fn q9_a_flush_reaches_the_device_and_fails_loudly_where_it_cannot() {
 }
 
 #[test]
+fn a_write_through_is_refused_and_not_sent_where_the_disk_does_not_offer_it() {
+    let fake = fake();
+    let disk = fake.disk();
+    assert!(!disk.can_write_through());
+    let failed = disk.write_through(Lba(5), fake.pattern(1024, 9), SOON).unwrap_err();
+    assert_eq!((failed.error, failed.buffer.is_some()), (Error::Unsupported, true));
+    assert!(fake.seen(0x2a).is_empty());
+}
+
+#[test]
 fn q9_a_discard_is_checked_and_cut_to_the_limits_of_the_device() {
     let fake = fake();
     let disk = fake.disk();
