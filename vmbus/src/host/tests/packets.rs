@@ -167,7 +167,11 @@ fn completions_that_find_the_ring_full_wait_in_line() {
         echo,
     );
     for _ in 0..32 {
-        pair.client.packet_allocate().unwrap().send(b"x", None, FLAGS).unwrap();
+        let mut packet = pair.client.packet_allocate().unwrap();
+        packet.set_completion_routine(|_, packet, status| {
+            assert_eq!((status, packet.completion()), (Ok(()), [1; 1024].as_slice()));
+        });
+        packet.send(b"x", None, FLAGS).unwrap();
     }
     pair.server.process();
     assert!(pair.server.counters().ring_full > 0);
