@@ -167,6 +167,28 @@ mod tests {
     }
 
     #[test]
+    fn a_second_note_does_not_take_the_first_one_away() {
+        let gate = Gate::new(Callers::Anywhere);
+        let entered = gate.enter(TaskId(1), Inside::Callback).unwrap();
+        for _ in 0..2 {
+            assert!(gate.enter(TaskId(2), Inside::Callback).is_none());
+            assert!(gate.has_note());
+        }
+        assert!(entered.leave());
+    }
+
+    #[test]
+    fn a_note_makes_the_holder_look_again_and_stays_for_the_next_one() {
+        let gate = Gate::new(Callers::Anywhere);
+        let entered = gate.enter(TaskId(1), Inside::Callback).unwrap();
+        gate.leave_note();
+        assert!(entered.leave());
+        // Whoever only passes through leaves it where it is.
+        assert!(gate.try_enter(TaskId(1), Inside::Callback).unwrap().leave());
+        assert!(!gate.enter(TaskId(1), Inside::Callback).unwrap().leave());
+    }
+
+    #[test]
     fn only_the_holder_is_inside() {
         let gate = Gate::new(Callers::Anywhere);
         let entered = gate.enter(TaskId(1), Inside::Callback).unwrap();
