@@ -19,6 +19,7 @@ pub(super) struct Facts {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    All,
     Any,
     Operation(u32),
     Command(u8),
@@ -42,6 +43,12 @@ impl Filter {
             address: None,
             blocks: None,
         }
+    }
+
+    /// Any request: SCSI commands, and what initialises and resets the controller.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self::of(Kind::All)
     }
 
     /// Any SCSI command.
@@ -97,6 +104,7 @@ impl Filter {
     fn meets(&self, facts: &Facts) -> bool {
         let opcode = facts.command.map(|(_, cdb)| cdb.opcode());
         let is_kind = match self.kind {
+            Kind::All => true,
             Kind::Any => facts.operation == operation::EXECUTE_SRB,
             Kind::Operation(operation) => facts.operation == operation,
             Kind::Command(command) => opcode == Some(command),
