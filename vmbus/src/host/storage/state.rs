@@ -37,11 +37,11 @@ impl Session {
         version: Version::V4_2,
     };
 
-    const fn pack(self) -> u32 {
+    pub(super) const fn pack(self) -> u32 {
         (self.phase as u32) << 16 | (self.version.major as u32) << 8 | self.version.minor as u32
     }
 
-    const fn unpack(packed: u32) -> Self {
+    pub(super) const fn unpack(packed: u32) -> Self {
         let [minor, major, phase, _] = packed.to_le_bytes();
         Self {
             phase: match phase {

@@ -5,5 +5,6 @@ mod data;
 mod faults;
 mod memory_disk;
 mod protocol;
+mod round_trips;
 mod support;
 mod threads;

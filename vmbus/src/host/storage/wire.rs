@@ -117,13 +117,13 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn copy(payload: &[u8]) -> Self {
-        let mut bytes = [0; PACKET];
-        let len = payload.len().min(PACKET);
-        if let (Some(target), Some(source)) = (bytes.get_mut(..len), payload.get(..len)) {
+    pub(super) fn copy(bytes: &[u8]) -> Self {
+        let mut copy = [0; PACKET];
+        let len = bytes.len().min(PACKET);
+        if let (Some(target), Some(source)) = (copy.get_mut(..len), bytes.get(..len)) {
             target.copy_from_slice(source);
         }
-        Self { bytes, len }
+        Self { bytes: copy, len }
     }
 
     pub(super) const fn len(&self) -> usize {

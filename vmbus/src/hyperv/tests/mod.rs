@@ -6,5 +6,6 @@ mod clock;
 mod detection;
 mod fake;
 mod hypercalls;
+mod round_trips;
 mod synic;
 mod timers_and_crash;

@@ -74,3 +74,69 @@ impl<'b> Reader<'b> {
         Ok(Some((kind, Self(self.bytes(body)?))))
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn chunks_of_any_content_go_there_and_back(
+            chunks in prop::collection::vec((any::<u32>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..40)), 0..6),
+        ) {
+            let mut state = Vec::new();
+            for (kind, number, content) in &chunks {
+                let needed = match Writer::new(&mut [], *kind, 8 + content.len()) {
+                    Err(needed) => needed,
+                    Ok(_) => panic!("there is room for nothing"),
+                };
+                prop_assert!(needed.is_multiple_of(8) && (16 + content.len()..24 + content.len()).contains(&needed));
+                prop_assert!(Writer::new(&mut vec![0xee; needed - 1], *kind, 8 + content.len()).is_err());
+                // What was there before is not in it.
+                let mut buffer = vec![0xee; needed + 3];
+                let mut writer = Writer::new(&mut buffer, *kind, 8 + content.len()).ok().unwrap();
+                writer.put(&number.to_le_bytes());
+                writer.put(content);
+                prop_assert_eq!(writer.len, needed);
+                state.extend_from_slice(&buffer[..needed]);
+            }
+            let mut reader = Reader(&state);
+            for (kind, number, content) in &chunks {
+                let (read, mut body) = reader.chunk().unwrap().unwrap();
+                prop_assert_eq!((read, body.u64().unwrap()), (*kind, *number));
+                prop_assert_eq!(body.bytes(content.len()).unwrap(), content);
+                prop_assert!(body.0.len() < 8 && body.0.iter().all(|byte| *byte == 0), "padding");
+                prop_assert!(body.bytes(8).is_err());
+            }
+            prop_assert!(matches!(reader.chunk(), Ok(None)));
+        }
+
+        /// Whatever the bytes, each chunk lies in them, and there is an end.
+        #[test]
+        fn any_bytes_are_chunks_or_corrupt(bytes in prop::collection::vec(any::<u8>(), 0..80), lens in prop::collection::vec(0_u8..40, 6)) {
+            let mut bytes = bytes;
+            // Lengths that can be are more interesting.
+            let mut at = 0;
+            for len in lens {
+                if let Some(field) = bytes.get_mut(at..at + 4) {
+                    field.copy_from_slice(&[len, 0, 0, 0]);
+                }
+                at += usize::from(len).max(1);
+            }
+            let mut reader = Reader(&bytes);
+            let mut taken = 0;
+            while let Ok(Some((_, mut body))) = reader.chunk() {
+                taken += HEAD + body.0.len();
+                let _ = (body.u32(), body.u64(), body.array::<16>(), body.bytes(usize::MAX));
+            }
+            prop_assert!(taken <= bytes.len());
+        }
+    }
+}

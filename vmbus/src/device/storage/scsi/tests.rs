@@ -79,17 +79,17 @@ fn an_identity_is_the_best_of_the_unit() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_some_data_or_none(bytes in prop::collection::vec(any::<u8>(), 0..300), page in 0_usize..4) {
+    fn any_bytes_are_some_data_or_none(bytes in prop::collection::vec(any::<u8>(), 0..300), page in 0_usize..5) {
         let mut bytes = bytes;
         if let Some(number) = bytes.get_mut(1) {
             // Pages that are looked at are more interesting.
-            *number = [0, 0x80, 0x83, 0xb0][page];
+            *number = [0, 0x80, 0x83, 0xb0, 0xb2][page];
         }
         let _ = Inquiry::parse(&bytes).map(|inquiry| inquiry.product.as_str().len());
         let _ = (Capacity::parse_10(&bytes), Capacity::parse_16(&bytes));
         prop_assert!(luns(&bytes).count() <= bytes.len() / 8);
         prop_assert!(vpd_pages(&bytes).len() <= bytes.len());
-        let _ = (is_write_protected(&bytes), parse_serial(&bytes), parse_block_limits(&bytes), parse_provisioning(&bytes));
+        let _ = (is_write_protected(&bytes), knows_write_through(&bytes), parse_serial(&bytes), parse_block_limits(&bytes), parse_provisioning(&bytes));
         if let Some(identity) = parse_identity(&bytes) {
             prop_assert!((1..=MAX_IDENTITY).contains(&identity.bytes().len()));
         }
