@@ -425,16 +425,6 @@ impl BusInner {
             .with_lock_for_test(|| self.replies.with_lock_for_test(|| self.gpadls.with_lock_for_test(work)))
     }
 
-    #[cfg(test)]
-    pub(super) fn interrupt_bit_for_test(&self, channel: ChannelId) -> bool {
-        let pages = self.pages.as_ref().unwrap();
-        let word = pages
-            .interrupt
-            .word::<AtomicU32>(2048 + channel.0 as usize / 32 * 4)
-            .unwrap();
-        word.load(Ordering::Relaxed) >> (channel.0 % 32) & 1 != 0
-    }
-
     /// Makes a processor look at its kicks.
     pub(super) fn kick(&self, index: ProcessorIndex) {
         if let Some(processor) = self.processor(index) {

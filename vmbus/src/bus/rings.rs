@@ -124,3 +124,47 @@ impl GpadlMemory for Shared<SharedPages> {
         (**self).pfn(index)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::RingMemory;
+    use crate::testing::FakePlatform;
+
+    #[test]
+    fn two_rings_lie_one_behind_the_other() {
+        let rings = RingPages::allocate(FakePlatform::new(), 2, 3).unwrap();
+        assert_eq!((rings.page_count(), rings.second_ring_page()), (7, 3));
+        assert_eq!(
+            (rings.first().unwrap().size(), rings.second().unwrap().size()),
+            (8192, 12288)
+        );
+    }
+
+    #[test]
+    fn no_ring_is_made_of_pages_that_are_not_there() {
+        let platform = FakePlatform::new();
+        let split_at = |first_ring_pages| {
+            let pages = SharedPages::allocate(platform, 4).unwrap();
+            RingPages {
+                pages: Shared::try_new(pages).unwrap(),
+                first_ring_pages,
+            }
+        };
+        let sizes = [0, 1, 2, 3, 4, 5].map(|first| {
+            let rings = split_at(first);
+            [rings.first(), rings.second()].map(|ring| ring.ok().map(|ring| ring.size()))
+        });
+        assert_eq!(
+            sizes,
+            [
+                [None, Some(12288)],
+                [None, Some(8192)],
+                [Some(4096), Some(4096)],
+                [Some(8192), None],
+                [Some(12288), None],
+                [None, None]
+            ]
+        );
+    }
+}

@@ -5,6 +5,7 @@ mod connection;
 mod end;
 mod gpadls;
 #[cfg(feature = "host")]
+mod local;
 mod messages;
 mod offers;
 mod processors;

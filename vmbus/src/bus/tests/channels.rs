@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::*;
+use crate::hyperv::{HypercallError, HypercallStatus};
 use crate::ring::{Header, ReadError};
 use crate::testing::model::{Echo, Reply, When};
 
@@ -109,7 +110,7 @@ fn signals_before_5_0_set_the_bit_of_a_channel_that_shares_its_interrupt() {
         let (opened, _) = open(&bus, channel);
         opened.signal().unwrap();
         assert_eq!(
-            bus.0.interrupt_bit_for_test(channel),
+            ground.host.has_interrupt_bit(channel.0),
             expected,
             "{version:#x}, dedicated: {is_dedicated}"
         );
@@ -426,4 +427,69 @@ fn a_channel_in_any_place_of_the_table_is_called_when_it_asks_for_it() {
         opened.close(SECOND).unwrap();
     }
     ground.finish(bus);
+}
+
+/// The channel that the table has, open or being opened.
+fn entered(bus: &Bus, channel: ChannelId) -> Option<Shared<ChannelCore>> {
+    bus.0.table.enter_channel(channel).inspect(|core| core.leave())
+}
+
+#[test]
+fn a_channel_is_opening_until_the_answer_and_closing_until_the_end() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let note = |expected, core: Option<Shared<ChannelCore>>| {
+        let (bus, seen) = (bus.clone(), seen.clone());
+        move |_: &Host, action| {
+            assert!(matches!(action, Action::Post { message_type, .. } if message_type == expected));
+            let core = core.or_else(|| entered(&bus, channel)).unwrap();
+            seen.lock().unwrap().push(core.state());
+        }
+    };
+    // The step after the GPADL's header is OPENCHANNEL.
+    let step = ground.host.step_count() + 1;
+    ground.host.at_step(step, When::Before, note(5, None));
+    let (opened, _) = open(&bus, channel);
+    assert_eq!(opened.state(), ChannelState::Open);
+    // Nothing finds it in the table once the end has begun.
+    let core = entered(&bus, channel);
+    ground
+        .host
+        .at_step(ground.host.step_count(), When::Before, note(7, core));
+    opened.close(SECOND).unwrap();
+    assert_eq!(opened.state(), ChannelState::Closed);
+    assert_eq!(*seen.lock().unwrap(), [ChannelState::Opening, ChannelState::Closing]);
+    ground.finish(bus);
+}
+
+#[test]
+fn what_is_asked_of_a_channel_that_is_gone_says_so() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    let pages = || crate::memory::SharedPages::allocate(ground.platform, 1).unwrap();
+    let refused = |opened: &Channel| opened.create_gpadl(pages(), SECOND).err();
+    assert_eq!(refused(&opened), Some(Error::Rescinded(channel)));
+    opened.close(SECOND).unwrap();
+    assert_eq!(refused(&opened), Some(Error::NotOpen(channel)));
+    ground.finish(bus);
+}
+
+#[test]
+fn a_host_that_stays_busy_is_given_up_at_the_callers_deadline_or_after_the_configured_time() {
+    let busy = HypercallError::Retry(HypercallStatus::INSUFFICIENT_BUFFERS);
+    for (seconds, expected, took) in [(1, Error::TimedOut, 1), (60, Error::Hypercall(busy), 10)] {
+        let (ground, channel) = Ground::with_channel();
+        let bus = ground.connect();
+        ground.host.fail_posts(0x13, u32::MAX);
+        let start = ground.hypervisor.now();
+        let deadline = Deadline::seconds(seconds);
+        let result = bus.open(channel, &OpenParameters::default(), Recorder::default(), deadline);
+        assert_eq!(result.err(), Some(expected));
+        let waited = ground.hypervisor.elapsed_since(start).as_secs();
+        assert!((took..=took + 1).contains(&waited), "{waited} s");
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::bus::inner::{BusInner, Phase};
 use crate::hyperv::{HypercallError, HypercallStatus};
 use crate::protocol::Guid;
 use crate::testing::model::{Pace, Reply, VersionEcho};
@@ -335,4 +336,21 @@ fn an_incomplete_list_of_offers_is_a_connection_all_the_same() {
     assert!(!bus.has_all_offers());
     assert_eq!(bus.wait_for_offers(SECOND), Err(Error::TimedOut));
     ground.finish(bus);
+}
+
+#[test]
+fn b1_the_contact_names_pages_of_the_guest_and_a_bus_that_is_being_made_is_not_connected() {
+    for (version, count) in [(0x2_0004, 3), (0x6_0000, 2)] {
+        let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(version));
+        let bus = ground.connect();
+        let mut pages = ground.host.contact_pages();
+        pages.sort_unstable();
+        pages.dedup();
+        assert_eq!(pages.len(), count, "{version:#x}: {pages:x?}");
+        ground.check();
+        assert!(bus.is_connected());
+    }
+    let ground = Ground::hyper_v();
+    let bus = BusInner::new(ground.hypervisor, ground.platform, Config::default()).unwrap();
+    assert_eq!(bus.phase(), Phase::Contacting);
 }

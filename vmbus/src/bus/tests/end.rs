@@ -132,7 +132,7 @@ fn m4_the_end_of_the_connection_ends_waits() {
             )
             .err()
         });
-        while ground.posts_of(5) == 0 {
+        while ground.posts_of(5) == 0 && !opening.is_finished() {
             std::thread::yield_now();
         }
         bus.disconnect(Deadline::seconds(30)).unwrap();

@@ -442,3 +442,15 @@ fn g3_the_rings_of_a_channel_that_the_host_was_not_told_of_closing_are_not_asked
     assert!(ground.host.is_at_rest());
     ground.check();
 }
+
+#[test]
+fn g6_the_known_limit_is_that_of_the_hosts_version() {
+    let known = Config::default();
+    assert_eq!(known.gpadl_byte_limit(Version::V4_1), 402_653_184);
+    assert_eq!(known.gpadl_byte_limit(Version::V5_0), 1_342_177_280);
+    let own = Config {
+        gpadl_bytes: Some(7),
+        ..Config::default()
+    };
+    assert_eq!(own.gpadl_byte_limit(Version::V6_0), 7);
+}

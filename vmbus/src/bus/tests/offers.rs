@@ -268,6 +268,57 @@ fn c4_an_offer_that_is_withdrawn_while_held_back_is_never_shown() {
 }
 
 #[test]
+fn c4_an_id_that_is_withdrawn_while_held_back_stays_that_of_the_open_channel() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (old, recorder) = open(&bus, channel);
+    for message in [
+        rescind_message(channel.0),
+        offer_message(channel.0, 9),
+        rescind_message(channel.0),
+    ] {
+        ground.host.send_raw(&message);
+    }
+    ground.settle(&bus);
+    assert_eq!((bus.counters().released_ids, recorder.count(&Told::Rescinded)), (1, 1));
+    let open_again = || {
+        let again = bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND);
+        again.err()
+    };
+    assert_eq!(open_again(), Some(Error::Rescinded(channel)));
+    drop(old);
+    ground.settle(&bus);
+    assert_eq!(bus.counters().released_ids, 2);
+    assert_eq!(open_again(), Some(Error::NoSuchChannel(channel)));
+}
+
+#[test]
+fn c4_what_was_withdrawn_while_held_back_is_not_shown_by_the_end_of_the_old_channel() {
+    let table = table::Table::new(FakePlatform::new(), 4, 2048).unwrap();
+    let offer = |channel| {
+        let (class, instance) = (Guid::ZERO, Guid::ZERO);
+        Offer::new(&crate::protocol::offer::OfferChannel::new(
+            class,
+            instance,
+            ChannelId(channel),
+            ConnectionId(1),
+        ))
+    };
+    assert_eq!(table.admit(offer(7)).0, table::Admission::Shown);
+    let (old, _) = table.claim(ChannelId(7)).unwrap();
+    assert_eq!(table.withdraw(ChannelId(7)), table::Withdrawal::Shown(old));
+    assert_eq!(table.admit(offer(8)).0, table::Admission::Held);
+    assert_eq!(table.withdraw(ChannelId(8)), table::Withdrawal::Held);
+    // Nobody has told the host of either yet.
+    table.closed(old);
+    let generation = table.generation();
+    assert_eq!(table.next_release(), Some((old, ChannelId(7))));
+    assert!(!table.released(old));
+    assert_eq!(table.generation(), generation);
+    assert!(table.claim(ChannelId(8)).is_err() && table.shown_from(0).is_none());
+}
+
+#[test]
 fn m9_a_second_offer_of_an_id_is_refused_and_changes_nothing() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
@@ -435,4 +486,24 @@ fn c1_memory_is_not_counted_for_an_offer_that_took_the_place_of_its_own() {
     assert!(!bus.0.table.add_user(place, &old));
     assert!(bus.0.table.add_user(place, &new));
     bus.0.table.remove_user(place);
+}
+
+#[test]
+fn c1_a_release_that_is_refused_for_good_is_not_posted_again_and_one_that_may_pass_is() {
+    // Access denied, no such connection, and no room.
+    for (status, posts, released) in [(0x06, 1, 0), (0x12, 3, 1), (0x13, 3, 1)] {
+        let (ground, channel) = Ground::with_channel();
+        let bus = ground.connect();
+        ground.host.fail_posts(status, 2);
+        ground.host.rescind(channel.0);
+        for _ in 0..10 {
+            bus.poll();
+        }
+        assert_eq!(
+            (ground.posts_of(13), bus.counters().released_ids),
+            (posts, released),
+            "{status:#x}"
+        );
+        assert_eq!(bus.counters().busy_posts, u64::from(status != 0x06) * 2);
+    }
 }

@@ -345,3 +345,74 @@ fn a_signal_reaches_the_channel_with_the_largest_number_that_was_offered() {
         ground.finish(bus);
     }
 }
+
+#[test]
+fn a_processor_takes_part_only_where_it_runs_and_where_there_is_one() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 3));
+    let bus = ground.connect_with(Config {
+        processors: 2,
+        ..Config::default()
+    });
+    let not = |index| Err(Error::NoSuchProcessor(ProcessorIndex(index)));
+    assert_eq!(bus.processor_online(ProcessorIndex(1)), not(1), "another one's");
+    {
+        let _there = ground.platform.on_processor(2);
+        assert_eq!(
+            bus.processor_online(ProcessorIndex(2)),
+            not(2),
+            "not in the configuration"
+        );
+    }
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+        assert_eq!(bus.processor_offline(ProcessorIndex(0)), not(0));
+    }
+    assert_eq!(bus.processor_offline(ProcessorIndex(1)), not(1));
+    let _there = ground.platform.on_processor(1);
+    bus.processor_offline(ProcessorIndex(1)).unwrap();
+    assert!(bus.end_of_interrupt(ProcessorIndex(1)).is_none());
+}
+
+#[test]
+fn who_asks_for_its_callback_is_called_on_its_own_processor_and_nobody_else_is() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let channels = [INSTANCE, OTHER_INSTANCE, "1eccfd72-4b41-45ef-b73a-4a6e44c12926"]
+        .map(|instance| ChannelId(ground.host.offer(model::Offer::new(CLASS, instance))));
+    // Nobody's work is done but by the calls below.
+    let config = Config {
+        processors: 2,
+        ..Config::default()
+    };
+    let bus = Bus::connect(ground.hypervisor, ground.platform, config).unwrap();
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    let [(asks, first), (asks_there, second), (_silent, third)] = [0, 1, 2].map(|index| {
+        let parameters = OpenParameters {
+            target: ProcessorIndex(u32::from(index == 1)),
+            ..OpenParameters::default()
+        };
+        let recorder = Recorder::default();
+        let channel = channels[index];
+        let opened = bus.open(channel, &parameters, recorder.clone(), SECOND).unwrap();
+        (opened, recorder)
+    });
+    let process = |index| {
+        let _there = ground.platform.on_processor(index);
+        while bus.process(ProcessorIndex(index)).is_more {}
+    };
+    let told = || [&first, &second, &third].map(|recorder| recorder.count(&Told::Signalled));
+    process(0);
+    process(1);
+    let before = told();
+    asks.schedule();
+    asks_there.schedule();
+    process(0);
+    assert_eq!(told(), [before[0] + 1, before[1], before[2]]);
+    process(1);
+    assert_eq!(told(), [before[0] + 1, before[1] + 1, before[2]]);
+    ground.check();
+}

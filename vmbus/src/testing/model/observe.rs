@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use super::processor::Processor;
 use super::{Action, Counters, FakePlatform, GuestRange, HANDLERS, Host, InterruptHandler, bytes, locked};
@@ -69,6 +70,35 @@ impl Host {
             .contact
             .as_ref()
             .map_or(0, |contact| contact.features)
+    }
+
+    /// Returns the addresses of the pages that the contact named: the two monitor pages, and before version 5.0 the interrupt
+    /// page.
+    #[must_use]
+    pub fn contact_pages(&self) -> Vec<u64> {
+        let state = self.lock();
+        state
+            .server
+            .contact
+            .iter()
+            .flat_map(|contact| contact.pages())
+            .collect()
+    }
+
+    /// Returns whether the guest has set a channel's bit in the interrupt page, as the host sees it. Before version 5.0 only.
+    #[must_use]
+    pub fn has_interrupt_bit(&self, channel: u32) -> bool {
+        let (platform, page) = {
+            let state = self.lock();
+            let contact = state.server.contact.as_ref();
+            (state.platform, contact.map_or(0, |contact| contact.interrupt_page))
+        };
+        let word = u64::from(channel / 32 * 4);
+        // The guest's bits are in the second half.
+        page != 0
+            && platform
+                .guest_word32(page + 2048 + word, |word| word.load(Ordering::Acquire))
+                .is_ok_and(|word| word >> (channel % 32) & 1 != 0)
     }
 
     /// Returns how many GPADLs there are.

@@ -30,8 +30,21 @@ pub(super) struct Connection {
     pub(super) sint: usize,
     pub(super) message_connection: u32,
     pub(super) features: u32,
+    /// Where the bits of channels that share an interrupt are, before version 5.0. 0: nowhere.
+    pub(super) interrupt_page: u64,
     pub(super) monitor_pages: Vec<u64>,
     pub(super) offers_requested: bool,
+}
+
+impl Connection {
+    /// The pages that the contact named.
+    pub(super) fn pages(&self) -> impl Iterator<Item = u64> {
+        self.monitor_pages
+            .iter()
+            .chain([&self.interrupt_page])
+            .copied()
+            .filter(|page| *page != 0)
+    }
 }
 
 /// An opening of a channel.
@@ -283,9 +296,10 @@ impl State {
         self.last_target = Some((target_vp, sint));
         let monitor_pages: Vec<u64> = [u64_at(message, 24), u64_at(message, 32)].into();
         let has_one = monitor_pages.iter().filter(|page| **page != 0).count() == 1;
-        for page in monitor_pages.iter().filter(|page| **page != 0) {
+        let interrupt_page = if is_new { 0 } else { u64_at(message, 16) };
+        for page in monitor_pages.iter().chain([&interrupt_page]).filter(|page| **page != 0) {
             if page % 4096 != 0 || !self.has_guest_page(*page) {
-                self.violation(format!("the monitor page {page:#x} is not a page of guest memory"));
+                self.violation(format!("page {page:#x} of the contact is not a page of guest memory"));
             }
         }
         let is_known = matches!(
@@ -316,6 +330,7 @@ impl State {
             sint,
             message_connection,
             features,
+            interrupt_page,
             monitor_pages,
             offers_requested: false,
         });
@@ -476,9 +491,10 @@ impl State {
         if is_in(self.hypercall_page) || is_in(self.reference_tsc) {
             return Some(String::from("the hypercall page or the reference TSC page"));
         }
-        let contact = self.server.contact.as_ref();
-        if contact.is_some_and(|contact| contact.monitor_pages.iter().any(|page| is_in(page | 1))) {
-            return Some(String::from("a monitor page"));
+        if let Some(contact) = &self.server.contact
+            && contact.pages().any(|page| is_in(page | 1))
+        {
+            return Some(String::from("a page of the contact"));
         }
         for (id, gpadl) in &self.server.gpadls {
             // With the rescind, the host is done with a channel's memory.

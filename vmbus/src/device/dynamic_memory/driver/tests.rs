@@ -218,3 +218,66 @@ fn a_channel_that_is_taken_away_leaves_the_pages_held_and_nothing_else_behind() 
     let (pool, held) = driver.into_parts();
     assert_eq!((pool.taken.len(), held.page_count()), (500, 500));
 }
+
+#[test]
+fn what_is_looked_at_is_completed_and_counted() {
+    let mut bench = Bench::new(TestPool::with_free((0..4000).step_by(2)));
+    bench.shake_hands();
+    bench.say(&balloon_request(100));
+    let counters = bench.driver.channel_counters().unwrap();
+    // The handshake's two answers and the request; its three messages and one answer.
+    assert_eq!((counters.packets_processed, counters.packets_sent), (3, 4));
+    assert_eq!((counters.incoming_outstanding, counters.dropped), (0, 0));
+    bench.driver.detach(SOON).unwrap();
+    assert_eq!(bench.driver.channel_counters(), None);
+}
+
+#[test]
+fn a_request_that_still_lies_is_let_go_of_with_the_channel() {
+    let mut bench = Bench::with(Config::default(), TestPool::with_free((0..4000).step_by(2)));
+    bench.shake_hands();
+    bench.say(&balloon_request(100));
+    assert!(bench.driver.next_wakeup().is_some());
+    bench.driver.detach(SOON).unwrap();
+    assert_eq!(bench.driver.next_wakeup(), None);
+    assert_eq!(bench.platform.pages_in_use(), 0, "the rings were given back");
+    // The next conversation does not begin with a request of the last.
+    bench.host.process();
+    bench.attach();
+    bench.shake_hands();
+    assert_eq!(bench.driver.engine().counters().unexpected, 0);
+    bench.driver.run(at(100));
+    bench.host.process();
+    assert_eq!(bench.heard().len(), 0);
+}
+
+#[test]
+fn why_a_channel_has_ended_is_told_until_there_is_another() {
+    let mut bench = Bench::new(TestPool::with_free(0..100));
+    bench.shake_hands();
+    assert_eq!(bench.driver.gone(), None);
+    bench.server = offer_again(bench.server, &bench.host, &bench.received);
+    bench.run();
+    assert_eq!(bench.driver.gone(), Some(Gone::Rescinded));
+    bench.attach();
+    assert_eq!(bench.driver.gone(), None);
+    bench.driver.detach(SOON).unwrap();
+    assert_eq!(bench.driver.gone(), None, "we have ended it ourselves");
+}
+
+/// Withdraws the offer and makes another.
+fn offer_again(server: Channel<Received>, host: &Host, received: &Received) -> Channel<Received> {
+    drop(server.disable(SOON).unwrap());
+    offer(host, received)
+}
+
+#[test]
+fn a_full_ring_passes_and_a_channel_that_is_gone_does_not() {
+    let mut bench = Bench::new(TestPool::with_free(0..100));
+    bench.shake_hands();
+    let send = |driver: &DynamicMemory<TestPool>| Sender(driver.channel.as_ref().unwrap()).send(&[0; 4000]);
+    let result = (0..100).map(|_| send(&bench.driver)).find(Result::is_err);
+    assert_eq!(result, Some(Err(SendError::Full)), "nobody reads");
+    bench.server = offer_again(bench.server, &bench.host, &bench.received);
+    assert_eq!(send(&bench.driver), Err(SendError::Gone));
+}
