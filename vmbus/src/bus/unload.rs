@@ -23,6 +23,28 @@ const EMERGENCY_LOOKS: u32 = 1 << 28;
 /// How long the other processors have to turn their interrupt controllers off.
 const PROCESSORS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Something that is due now and then.
+struct Interval {
+    due: Instant,
+    length: Duration,
+}
+
+impl Interval {
+    const fn new(start: Instant, length: Duration) -> Self {
+        let due = start.saturating_add(length);
+        Self { due, length }
+    }
+
+    /// Returns true once for each interval that has passed, if somebody looks in each.
+    fn has_passed(&mut self, now: Instant) -> bool {
+        let has_passed = now >= self.due;
+        if has_passed {
+            self.due = now.saturating_add(self.length);
+        }
+        has_passed
+    }
+}
+
 impl BusInner {
     pub(super) fn disconnect(&self, deadline: Deadline) -> Result<(), Error> {
         let start = self.now();
@@ -89,21 +111,21 @@ impl BusInner {
         let ticket = self.replies.expect(Key::Unload, None)?;
         let unload = Unload {}.encode();
         self.retry(Some(until), None, || self.post_last(unload.as_slice()))?;
-        let mut next_line = start.saturating_add(PROGRESS_INTERVAL);
-        let answered = self.wait_until(Some(until), || {
+        let mut line = Interval::new(start, PROGRESS_INTERVAL);
+        // The ticket tells below whether the answer came.
+        let _ = self.wait_until(Some(until), || {
             // A processor that does not look at its slot must not keep the answer from us.
             self.pump_others();
             let now = self.now();
-            if now >= next_line {
+            if line.has_passed(now) {
                 log::info!(
                     "the host takes its time to end the connection: {} s so far",
                     now.saturating_duration_since(start).as_secs()
                 );
-                next_line = now.saturating_add(PROGRESS_INTERVAL);
             }
             ticket.is_answered()
         });
-        if answered.is_err() && !ticket.is_answered() {
+        if !ticket.is_answered() {
             log::warn!("the host did not confirm the end of the connection: what it may still use is lost");
             return Err(Error::TimedOut);
         }
@@ -186,5 +208,22 @@ impl BusInner {
             });
         }
         is_answered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn an_interval_passes_again_and_again_and_once_each_time() {
+        let at = |seconds: u64| Instant::from_reference_units(seconds * 10_000_000);
+        let mut interval = Interval::new(at(100), Duration::from_secs(5));
+        let passed: Vec<u64> = (100..130).filter(|second| interval.has_passed(at(*second))).collect();
+        assert_eq!(passed, [105, 110, 115, 120, 125]);
+        // Nobody looked for a long time.
+        assert!(interval.has_passed(at(200)) && !interval.has_passed(at(204)) && interval.has_passed(at(205)));
     }
 }

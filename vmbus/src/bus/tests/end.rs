@@ -100,20 +100,29 @@ fn c8_the_answer_is_found_in_another_processors_slot() {
 
 #[test]
 fn c8_before_3_0_nothing_is_unloaded_but_everything_is_closed() {
-    let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(0x2_0004));
-    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-    let bus = ground.connect();
-    let (opened, _) = open(&bus, channel);
-    bus.disconnect(SECOND).unwrap();
-    assert_eq!(
-        (ground.posts_of(16), ground.posts_of(7), ground.posts_of(11)),
-        (0, 1, 1)
-    );
-    assert_eq!(ground.host.gpadl_count(), 0);
-    // The memory is ours: the host has said so.
-    opened.close(SECOND).unwrap();
-    assert_eq!(bus.counters().parked_blocks, 0);
-    ground.check();
+    for (pace, has_memory) in [(Pace::AtOnce, true), (Pace::Later, true), (Pace::Later, false)] {
+        let config = model::Config::new(Personality::HyperV).max_version(0x2_0004);
+        let ground = Ground::new(config.pace(pace));
+        let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+        let bus = ground.connect();
+        let opened = has_memory.then(|| open(&bus, channel).0);
+        let start = ground.hypervisor.now();
+        bus.disconnect(SECOND).unwrap();
+        // What there is to wait for comes, and nothing else is waited for.
+        assert!(ground.hypervisor.elapsed_since(start) < Duration::from_millis(900));
+        let count = usize::from(has_memory);
+        assert_eq!(
+            (ground.posts_of(16), ground.posts_of(7), ground.posts_of(11)),
+            (0, count, count)
+        );
+        assert_eq!(ground.host.gpadl_count(), 0);
+        // The memory is ours: the host has said so.
+        if let Some(opened) = opened {
+            opened.close(SECOND).unwrap();
+        }
+        assert_eq!(bus.counters().parked_blocks, 0);
+        ground.check();
+    }
 }
 
 #[test]
@@ -226,4 +235,39 @@ fn c9_an_emergency_before_3_0_or_after_the_end_does_nothing() {
     assert!(!bus.emergency_unload());
     assert_eq!(ground.posts_of(16), 1);
     ground.check();
+}
+
+#[test]
+fn c9_only_the_answer_to_the_end_is_taken_for_it_in_an_emergency() {
+    let ground = Ground::hyper_v();
+    let config = Config {
+        emergency_timeout: Duration::from_millis(1),
+        ..Config::default()
+    };
+    let bus = Bus::connect(ground.hypervisor, ground.platform, config).unwrap();
+    ground.host.expect_crash();
+    ground.host.set_reply(16, Reply::Silent);
+    // Another message of the bus, and the words of the answer from somewhere else.
+    ground.host.send_raw(&[4, 0, 0, 0, 0, 0, 0, 0]);
+    ground.host.send_slot(2, 8, &[17, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(!bus.emergency_unload());
+    assert_eq!(ground.host.waiting_messages(0), 0, "both were looked at");
+}
+
+#[test]
+fn c9_an_emergency_works_from_3_0_on_and_insists_only_where_that_may_help() {
+    // No refusal, no such connection, no room, access denied.
+    for (status, times, posts, expected) in [
+        (0, 0, 1, true),
+        (0x12, 3, 4, true),
+        (0x13, 3, 4, true),
+        (0x06, 3, 1, false),
+    ] {
+        let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(0x3_0000));
+        let bus = ground.connect();
+        ground.host.expect_crash();
+        ground.host.fail_posts(status, times);
+        assert_eq!(bus.emergency_unload(), expected, "{status:#x}");
+        assert_eq!(ground.posts_of(16), posts, "{status:#x}");
+    }
 }
