@@ -66,6 +66,31 @@ fn b6_a_processor_that_is_not_on_line_is_no_target() {
 }
 
 #[test]
+fn b6_a_channel_is_opened_and_moved_to_the_hypervisors_number_of_its_processor() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 4));
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = ground.connect_with(Config {
+        processors: 4,
+        ..Config::default()
+    });
+    for index in [1, 3] {
+        let _there = ground.platform.on_processor(index);
+        bus.processor_online(ProcessorIndex(index)).unwrap();
+    }
+    let parameters = OpenParameters {
+        target: ProcessorIndex(1),
+        ..OpenParameters::default()
+    };
+    let opened = bus.open(channel, &parameters, Recorder::default(), SECOND).unwrap();
+    let target = || ground.host.channel(channel.0).target_vp();
+    assert_eq!(target(), Some(3));
+    opened.retarget(ProcessorIndex(3), SECOND).unwrap();
+    assert_eq!(target(), Some(1));
+    opened.close(SECOND).unwrap();
+    ground.check();
+}
+
+#[test]
 fn packets_go_both_ways_and_signals_reach_the_sink() {
     for personality in [Personality::HyperV, Personality::OpenVmm, Personality::Qemu] {
         let ground = Ground::new(model::Config::new(personality));

@@ -283,15 +283,37 @@ fn b1_a_live_connection_of_an_earlier_owner_is_taken_over() {
     second.close(SECOND).unwrap();
 }
 
+/// What the host had sent to the earlier owner may come behind the contact, and in front of its answer.
+#[test]
+fn b1_what_an_earlier_owner_is_still_told_is_not_taken_for_ours() {
+    for late in [offers::offer_message(9, 9), Vec::from([4, 0, 0, 0, 0, 0, 0, 0])] {
+        let (ground, channel) = Ground::with_channel();
+        ground.host.set_next_replies(14, Reply::After(late.clone()), 1);
+        // Our own list is not complete when the connection is there.
+        ground.host.set_next_replies(3, Reply::Silent, 1);
+        let bus = ground.connect_with(Config {
+            offers_timeout: Duration::from_millis(1),
+            ..Config::default()
+        });
+        let counters = bus.counters();
+        assert_eq!(counters.stray_replies + counters.refused_offers, 1, "{late:?}");
+        assert!(!bus.has_all_offers(), "{late:?}");
+        let ids: Vec<_> = bus.offers().map(|offer| offer.channel).collect();
+        assert!(ids.iter().all(|id| *id == channel), "{ids:?}");
+        ground.finish(bus);
+    }
+}
+
 #[test]
 fn b6_the_contact_names_the_hypervisors_number_of_the_processor() {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 4));
-    let _here = ground.platform.on_processor(2);
+    // The hypervisor's 3.
+    let _here = ground.platform.on_processor(1);
     let bus = ground.connect_with(Config {
         processors: 4,
         ..Config::default()
     });
-    assert_eq!(bus.message_processor(), ProcessorIndex(2));
+    assert_eq!(bus.message_processor(), ProcessorIndex(1));
     assert!(bus.has_all_offers(), "the messages came to the processor that looked");
     ground.finish(bus);
 }

@@ -13,7 +13,7 @@ fn rescind_message(channel: u32) -> Vec<u8> {
 }
 
 /// An offer's message, by hand.
-fn offer_message(channel: u32, instance: u8) -> Vec<u8> {
+pub(super) fn offer_message(channel: u32, instance: u8) -> Vec<u8> {
     let mut message = vec![0; 196];
     message[0] = 1;
     message[8..24].fill(0x77);

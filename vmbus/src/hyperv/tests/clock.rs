@@ -151,6 +151,9 @@ fn b3_an_unknown_frequency_is_guessed_high_and_said_to_be_unknown() {
         &[(0, [0xd, 0, 0, 0])][..],
         &[(0, [0x16, 0, 0, 0]), (0x15, [0, 0, 0, 0]), (0x16, [0, 0, 0, 0])],
     ] {
+        // Whether the frequency is asked for before the time or after it.
+        let (_, hypervisor) = without_any_privilege(basic);
+        assert_eq!(hypervisor.tsc_frequency_hz(), None);
         let (machine, hypervisor) = without_any_privilege(basic);
         timestamps(machine, 5_000_000_000);
         assert_eq!(hypervisor.now(), Instant::from_reference_units(10_000_000));

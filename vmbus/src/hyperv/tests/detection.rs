@@ -135,6 +135,18 @@ fn b2_old_kvm_that_reports_no_largest_leaf_is_named() {
 }
 
 #[test]
+fn b2_a_largest_leaf_that_cannot_be_is_not_believed() {
+    // Beyond the range of hypervisors: it is not its largest leaf, and what leaves say cannot be told from another's values.
+    for largest in [0x16, 0x3fff_ffff, 0x4001_0000, 0x8000_0008, u32::MAX] {
+        let mut leaves = QEMU.to_vec();
+        let place = leaves.iter_mut().find(|(leaf, _)| *leaf == 0x4000_0000);
+        place.unwrap().1[0] = largest;
+        let found = capabilities(&leaves);
+        assert!(matches!(found, Err(NotHyperV::Other { .. })), "{largest:#x}: {found:?}");
+    }
+}
+
+#[test]
 fn b2_any_signature_can_be_printed() {
     let found = capabilities(&[
         (1, [0, 0, u32::MAX, 0]),

@@ -15,6 +15,8 @@ struct Slot {
     words: Vec<u32>,
     reads: Vec<Cell<u32>>,
     is_free: Cell<bool>,
+    /// The hypervisor finds the slot taken, and sets the flag, just before it is freed.
+    is_queued_behind: Cell<bool>,
 }
 
 impl Slot {
@@ -27,6 +29,7 @@ impl Slot {
             reads: words.iter().map(|_| Cell::new(0)).collect(),
             words,
             is_free: Cell::new(false),
+            is_queued_behind: Cell::new(false),
         }
     }
 }
@@ -34,7 +37,11 @@ impl Slot {
 impl Words for Slot {
     fn load(&self, index: usize, _: Ordering) -> u32 {
         self.reads[index].set(self.reads[index].get() + 1);
-        self.words[index]
+        match index {
+            // The flag is there from the moment on that it is set, and that is before the slot is free.
+            1 if self.is_queued_behind.get() && self.is_free.get() => self.words[1] | 1 << 8,
+            _ => self.words[index],
+        }
     }
 
     fn store_free(&self, _: Ordering) {
@@ -67,6 +74,19 @@ fn take(bytes: &[u8], release: Release) -> Option<Message> {
         assert_eq!(reads.get(), expected, "word {index}");
     }
     message
+}
+
+#[test]
+fn m3_a_message_that_is_queued_just_before_the_slot_is_freed_is_asked_for() {
+    for release in [Release::Always, Release::IfUnchanged] {
+        let mut bytes = [0; 256];
+        bytes[0] = 1;
+        let slot = Slot::new(&bytes);
+        slot.is_queued_behind.set(true);
+        let mut asked = 0;
+        assert!(slot::take(&slot, release, || asked += 1).is_some());
+        assert_eq!(asked, 1);
+    }
 }
 
 fn slot_bytes() -> impl Strategy<Value = Vec<u8>> {

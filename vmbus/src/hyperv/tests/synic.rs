@@ -191,6 +191,24 @@ fn b1_an_earlier_owner_is_turned_off_before_our_pages_go_on() {
 }
 
 #[test]
+fn b1_an_earlier_owner_of_one_page_alone_is_turned_off_as_well() {
+    for register in [0x4000_0083, 0x4000_0082] {
+        let (machine, hypervisor) = qemu();
+        machine.set(register, 0x5_5000_0001);
+        machine.set(0x4000_0094, 0x0_00ec);
+        let synic = Synic::enable(hypervisor, machine.platform, SynicConfig::vmbus(0x30)).unwrap();
+        let writes = machine.take_writes();
+        let off = writes.iter().position(|write| *write == (register, 0x5_5000_0000));
+        let on = writes
+            .iter()
+            .position(|(other, value)| *other == register && value & 1 != 0);
+        assert!(off.is_some() && off < on, "{writes:x?}");
+        assert_eq!(machine.get(0x4000_0094), 0x1_00ec, "its source is masked");
+        synic.disable().unwrap();
+    }
+}
+
+#[test]
 fn b1_a_processor_can_be_silenced_whoever_used_it() {
     let (machine, hypervisor) = qemu();
     let synic = enable(machine, hypervisor);
