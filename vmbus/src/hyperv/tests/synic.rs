@@ -438,6 +438,46 @@ fn m3_a_newer_message_is_not_freed_with_the_older_one_on_the_crash_path() {
     assert_eq!(state(), 0);
 }
 
+/// As the processor that we stopped may have got on: it frees the slot while we copy, and the next message comes.
+#[test]
+fn m3_a_message_that_comes_while_another_is_taken_in_a_crash_is_not_lost() {
+    let (machine, synic) = synic();
+    let slot = || machine.platform.word32(SIMP + SLOT);
+    let rounds: u32 = if cfg!(miri) { 20 } else { 2_000 };
+    let (begun, ended, came) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=rounds {
+                while begun.load(Ordering::Acquire) < round {
+                    thread::yield_now();
+                }
+                if slot()
+                    .compare_exchange(1, 2, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+                {
+                    came.store(round, Ordering::Relaxed);
+                }
+                ended.store(round, Ordering::Release);
+            }
+        });
+        for round in 1..=rounds {
+            deliver(machine.platform, 1, 4, 0x6161_6161);
+            begun.store(round, Ordering::Release);
+            let taken = synic.take_message_in_emergency(2).unwrap().message_type();
+            while ended.load(Ordering::Acquire) < round {
+                thread::yield_now();
+            }
+            let has_come = came.load(Ordering::Relaxed) == round;
+            let is_there = slot().swap(0, Ordering::SeqCst) == 2;
+            // Not asserted: the other thread would wait for ever.
+            if has_come && !is_there && taken.0 != 2 {
+                begun.store(rounds, Ordering::Release);
+                panic!("the message that came in round {round} is lost");
+            }
+        }
+    });
+}
+
 /// The hypervisor's side of a slot: a message goes in when the slot is free; else the pending flag is set, the slot is
 /// looked at again, and then only an end-of-message makes it look once more.
 fn deliver_by_the_rules(machine: &FakeMachine, number: u32, is_done: &AtomicBool) {
