@@ -302,6 +302,13 @@ fn whoever_processes_at_passive_is_woken_when_there_is_something() {
     pair.server.process_at_passive();
     assert!(!pair.server.needs_passive());
     assert_eq!(pair.server.context().take(), ["packet x", "batch 1"]);
+    // Nothing is held back: neither when a packet was delivered, nor from a look in vain.
+    pair.server.set_incoming_processing_at_passive(Level::Dispatch);
+    pair.client.send(b"y").unwrap();
+    pair.host.process();
+    pair.server.process();
+    assert_eq!(pair.server.context().take(), ["packet y", "batch 1"]);
+    assert_eq!((WOKEN.load(Ordering::SeqCst), pair.server.needs_passive()), (1, false));
     pair.close();
 }
 
