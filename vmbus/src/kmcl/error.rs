@@ -279,11 +279,8 @@ impl<T> fmt::Display for Refused<T> {
     }
 }
 
-impl<T> core::error::Error for Refused<T> {
-    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
-        Some(&self.error)
-    }
-}
+// It says what the error says, and so the error is not its source: a chain of causes would say it twice.
+impl<T> core::error::Error for Refused<T> {}
 
 #[cfg(test)]
 mod tests {
@@ -309,6 +306,18 @@ mod tests {
         ] {
             assert_eq!(error.ntstatus(), NtStatus(status), "{error}");
         }
+    }
+
+    #[test]
+    fn a_refusal_says_what_its_error_says_and_says_it_once() {
+        let refused = Refused {
+            error: Error::Gone(Gone::Rescinded),
+            given: 7,
+        };
+        assert_eq!(std::format!("{refused}"), "the offer was rescinded");
+        assert!(core::error::Error::source(&refused).is_none());
+        assert_eq!(Error::from(refused), Error::Gone(Gone::Rescinded));
+        assert_eq!(refused.into_parts(), (Error::Gone(Gone::Rescinded), 7));
     }
 
     #[test]

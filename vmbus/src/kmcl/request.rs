@@ -21,6 +21,9 @@ use super::{Channel, Context, Error, Gone, OutgoingPacket, Refused, SendFlags, S
 use crate::Deadline;
 use crate::memory::Mdl;
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 /// A synchronous request was sent, and completed if it asked for that.
 #[derive(Debug)]
 pub struct Sent {

@@ -227,7 +227,7 @@ impl<C: Context> StateChangeCallbacks<C> {
         }
     }
 
-    fn keep<F: ?Sized>(&mut self, boxed: Result<Box<F>, OutOfMemory>) -> Handler<F> {
+    pub(crate) fn keep<F: ?Sized>(&mut self, boxed: Result<Box<F>, OutOfMemory>) -> Handler<F> {
         let kept = share(boxed);
         self.out_of_memory |= kept.is_err();
         kept.ok()
@@ -364,5 +364,52 @@ pub(crate) const fn gone_code(gone: Gone) -> u8 {
         Gone::Rescinded => 2,
         Gone::Closed => 3,
         Gone::Corrupt => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_where_a_character_ends() {
+        let long = "e".repeat(NAME_BYTES + 1);
+        for (text, kept) in [
+            ("", ""),
+            ("disk", "disk"),
+            (long.as_str(), &long[..NAME_BYTES]),
+            (&std::format!("{}é", &long[2..]), &std::format!("{}", &long[2..])),
+            (&std::format!("{}€€", &long[3..]), &long[3..]),
+        ] {
+            let name = Name::new(text);
+            assert_eq!(
+                (name.as_str(), std::format!("{name:?}")),
+                (kept, std::format!("{kept:?}"))
+            );
+        }
+    }
+
+    #[test]
+    fn a_slot_has_room_for_the_longest_page_list_and_a_ring_for_two_packets() {
+        let mut settings = Settings::new();
+        // A count, and for each part a header and two pages that it fills in part, and all whole pages.
+        settings.maximum_chain_length = 8;
+        settings.maximum_external_data = 16 * PAGE_SIZE;
+        assert_eq!(settings.longest_page_list(), 8 * (1 + 8 * 3 + 16));
+        settings.maximum_packet_size = 1001;
+        assert_eq!(settings.packet_words(), 41 + 126);
+        // Two frames of 24 bytes, and the 8 bytes that a ring keeps free.
+        for (packet, pages) in [(1688, 1), (1696, 2), (3736, 2), (3744, 3)] {
+            settings.maximum_packet_size = packet;
+            assert_eq!(settings.least_ring_pages(), pages, "{packet}");
+        }
+    }
+
+    #[test]
+    fn why_a_channel_ended_goes_through_a_number() {
+        for gone in [Gone::Disabled, Gone::Rescinded, Gone::Closed, Gone::Corrupt] {
+            assert_eq!(gone_from(gone_code(gone)), Some(gone));
+        }
+        assert_eq!((gone_from(0), gone_from(5)), (None, None));
     }
 }

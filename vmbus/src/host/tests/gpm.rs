@@ -40,6 +40,9 @@ fn gpm_1_the_call_takes_access_memory_and_range_and_returns_a_handle() {
         .create_gpadl_from_mdl(GpadlAccess::ReadOnly, &mdl, 1, 2, Deadline::Never)
         .unwrap();
     let _: u32 = gpadl.handle();
+    let mapped = pair.server.map_gpadl(gpadl.handle(), GpadlAccess::ReadOnly).unwrap();
+    assert_eq!((mapped.len(), mapped.is_empty()), (2, false));
+    drop(mapped);
     assert_refused("GPM-1", "E0061", "position in an interface table");
     gpadl.delete(SOON).unwrap();
     drop(mdl);

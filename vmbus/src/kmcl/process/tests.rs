@@ -31,10 +31,7 @@ fn after_four_packets_in_a_row_the_peer_is_asked_not_to_signal() {
     }
     both.server().process();
     // With the last one the batch has ended.
-    assert_eq!(
-        *seen.lock().unwrap(),
-        [false, false, false, false, true, true, false]
-    );
+    assert_eq!(*seen.lock().unwrap(), [false, false, false, false, true, true, false]);
 }
 
 #[test]
@@ -108,7 +105,10 @@ fn memory_that_comes_back_with_what_waited_in_line_is_read_into_at_once() {
     let server = both.server();
     server.process();
     let first = server.counters().packets_processed;
-    assert!((16..40).contains(&first), "held up by answers that wait in line: {first}");
+    assert!(
+        (16..40).contains(&first),
+        "held up by answers that wait in line: {first}"
+    );
     client.process();
     server.process();
     assert_eq!(server.counters().packets_processed, 40);
@@ -132,9 +132,7 @@ fn a_wait_that_puts_packets_in_line_leaves_a_note_and_otherwise_none() {
         core.gate.try_enter(task, Inside::Callback).unwrap().leave()
     };
     for (payload, expected) in [(b"1", false), (b"2", true)] {
-        client
-            .send_synchronous_request(payload, None, SOON, &mut [])
-            .unwrap();
+        client.send_synchronous_request(payload, None, SOON, &mut []).unwrap();
         assert_eq!(has_note(), expected);
         client.process();
         assert!(!has_note());

@@ -1,0 +1,110 @@
+//! Futures, and what comes while one is polled.
+#![expect(unsafe_code, reason = "only a waker made by hand tells when it is cloned")]
+
+use core::pin::pin;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::task::{RawWaker, RawWakerVTable};
+use std::boxed::Box;
+use std::sync::OnceLock;
+
+use super::*;
+use crate::host::Misbehaviour;
+use crate::testing::Loopback;
+
+/// Counts its wakes, and does something while it is cloned.
+struct Hook {
+    clones: AtomicUsize,
+    wakes: AtomicUsize,
+    /// With each clone, and its number.
+    cloned: Box<dyn Fn(usize) + Send + Sync>,
+}
+
+impl Hook {
+    fn waker(cloned: impl Fn(usize) + Send + Sync + 'static) -> (&'static Self, Waker) {
+        let hook: &'static Self = Box::leak(Box::new(Self {
+            clones: AtomicUsize::new(0),
+            wakes: AtomicUsize::new(0),
+            cloned: Box::new(cloned),
+        }));
+        // SAFETY: the functions of the table take a hook that lives for ever, from any thread.
+        let waker = unsafe { Waker::new(core::ptr::from_ref(hook).cast(), &TABLE) };
+        (hook, waker)
+    }
+}
+
+static TABLE: RawWakerVTable = RawWakerVTable::new(
+    |data| {
+        // SAFETY: made by `Hook::waker`.
+        let hook = unsafe { &*data.cast::<Hook>() };
+        (hook.cloned)(hook.clones.fetch_add(1, SeqCst));
+        RawWaker::new(data, &TABLE)
+    },
+    wake,
+    wake,
+    |_| (),
+);
+
+fn wake(data: *const ()) {
+    // SAFETY: made by `Hook::waker`.
+    let hook = unsafe { &*data.cast::<Hook>() };
+    hook.wakes.fetch_add(1, SeqCst);
+}
+
+#[test]
+fn a_request_knows_whether_its_completion_is_there() {
+    let both = Loopback::echo().unwrap();
+    let channel = both.open().unwrap();
+    let request = channel.send_request(b"question", None).unwrap();
+    assert!(!request.is_done());
+    both.host().process();
+    assert!(request.is_done());
+}
+
+#[test]
+fn a_completion_that_comes_while_the_future_is_polled_wakes_it() {
+    // The first clone goes with the request, the second is made after a look for the completion.
+    for (at, wakes) in [(1, 1), (7, 0)] {
+        let both: &'static Loopback = Box::leak(Box::new(Loopback::echo().unwrap()));
+        let channel = both.open().unwrap();
+        let (hook, waker) = Hook::waker(move |number| {
+            if number == at {
+                both.host().process();
+            }
+        });
+        let mut request = pin!(channel.request(b"question", None));
+        let poll = request.as_mut().poll(&mut core::task::Context::from_waker(&waker));
+        assert!(poll.is_pending());
+        // Once by who brought it, with the first clone, and once by the future itself.
+        assert_eq!(hook.wakes.load(SeqCst), 2 * wakes);
+        both.host().process();
+        assert_eq!(hook.wakes.load(SeqCst), 1 + wakes);
+        let poll = request.poll(&mut core::task::Context::from_waker(&waker));
+        assert!(matches!(poll, Poll::Ready(Ok(reply)) if reply.payload() == b"question"));
+    }
+}
+
+#[test]
+fn a_ring_that_breaks_while_its_completion_is_awaited_ends_the_request_and_keeps_its_memory() {
+    static BOTH: OnceLock<Loopback> = OnceLock::new();
+    let both = BOTH.get_or_init(|| {
+        Loopback::new(|channel, packet| {
+            let broken = Misbehaviour::WriteIndex(7);
+            BOTH.get().unwrap().host().misbehave(channel.id(), broken).unwrap();
+            packet.abandon();
+        })
+        .unwrap()
+    });
+    let channel = both.open().unwrap();
+    let memory = both.memory(b"lent").unwrap();
+    let buffer = memory.clone().into_dma_buffer().unwrap();
+    let refused = channel
+        .send_synchronous_request(b"x", Some(memory), Deadline::seconds(5), &mut [])
+        .unwrap_err();
+    assert_eq!(
+        (refused.error, refused.given.is_some()),
+        (Error::Gone(Gone::Corrupt), false)
+    );
+    assert!(!buffer.is_sole_owner(), "the peer may still write to it");
+    drop(channel.disable(Deadline::seconds(5)).unwrap());
+    assert!(buffer.is_sole_owner());
+}
