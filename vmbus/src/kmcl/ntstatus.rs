@@ -84,4 +84,10 @@ mod tests {
         assert!(!NtStatus::BUFFER_OVERFLOW.is_success());
         assert!(!NtStatus::MORE_PROCESSING_REQUIRED.is_success());
     }
+
+    #[test]
+    fn a_status_is_shown_as_it_is_written_elsewhere() {
+        assert_eq!(std::format!("{}", NtStatus::CANCELLED), "status 0xc0000120");
+        assert_eq!(std::format!("{:?}", NtStatus::PENDING), "NtStatus(0x00000103)");
+    }
 }

@@ -205,6 +205,10 @@ fn saving_says_how_much_it_needs_and_goes_on_where_it_stopped() {
     );
     assert_eq!(some.ntstatus(), NtStatus::BUFFER_OVERFLOW);
     assert_eq!(
+        (some.filled(), some.to_string()),
+        (32, "32 bytes, and 48 or more remain".into())
+    );
+    assert_eq!(
         save.save_continue(&mut buffer),
         Err(Error::BufferTooSmall { required: packet })
     );
@@ -212,6 +216,12 @@ fn saving_says_how_much_it_needs_and_goes_on_where_it_stopped() {
     let all = save.save_continue(&mut buffer).unwrap();
     assert_eq!(all, Saved::All { filled: 2 * packet + 8 });
     assert_eq!(all.ntstatus(), NtStatus::SUCCESS);
+    assert_eq!((all.filled(), all.to_string()), (104, "all, 104 bytes".into()));
+    let of = |restored: Restored| restored.ntstatus();
+    assert_eq!(
+        (of(Restored::All), of(Restored::More)),
+        (NtStatus::SUCCESS, NtStatus::MORE_PROCESSING_REQUIRED)
+    );
     assert_eq!(save.save_continue(&mut buffer), Ok(Saved::All { filled: 0 }));
     drop(save);
     // A server that was saved may go on itself.
@@ -382,4 +392,33 @@ fn packets_without_callbacks_are_restored_without_a_routine() {
         client,
     }
     .close();
+}
+
+#[test]
+fn what_cannot_be_saved_yet_refuses_the_saving_until_the_client_has_seen_to_it() {
+    let many = |server: DisabledEnd| saving(server).init_set_maximum_packet_count(64);
+    let pair = Pair::with(many, |client| client, echo, hold);
+    // It lends memory.
+    let mut packet = pair.server.packet_allocate().unwrap();
+    packet.set_completion_routine(not_here);
+    let memory = Some(pair.mdl(b"lent"));
+    packet.send(b"held", memory, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+    pair.host.process();
+    pair.server.pause(SOON).unwrap();
+    assert_eq!(pair.server.save_begin().err(), Some(Error::WrongState));
+    drop(pair.client.context().release());
+    pair.host.process();
+    drop(pair.server.save_begin().unwrap());
+    pair.server.start(SOON).unwrap();
+    // It has something in line for room in the ring.
+    while pair.server.counters().ring_full == 0 {
+        pair.server.send(&[0; 1000]).unwrap();
+    }
+    pair.server.pause(SOON).unwrap();
+    assert_eq!(pair.server.save_begin().err(), Some(Error::WrongState));
+    pair.client.process();
+    drop(pair.server.save_begin().unwrap());
+    pair.client.context().held.lock().unwrap().clear();
+    pair.server.start(SOON).unwrap();
+    pair.close();
 }

@@ -108,3 +108,18 @@ fn a_ring_that_breaks_while_its_completion_is_awaited_ends_the_request_and_keeps
     drop(channel.disable(Deadline::seconds(5)).unwrap());
     assert!(buffer.is_sole_owner());
 }
+
+#[test]
+fn the_waker_of_the_last_poll_is_the_one_that_is_woken() {
+    let both = Loopback::echo().unwrap();
+    let channel = both.open().unwrap();
+    let (first, first_waker) = Hook::waker(|_| ());
+    let (last, last_waker) = Hook::waker(|_| ());
+    let mut request = pin!(channel.request(b"question", None));
+    for waker in [&first_waker, &last_waker] {
+        let poll = request.as_mut().poll(&mut core::task::Context::from_waker(waker));
+        assert!(poll.is_pending());
+    }
+    both.host().process();
+    assert_eq!((first.wakes.load(SeqCst), last.wakes.load(SeqCst)), (0, 1));
+}
