@@ -3,6 +3,7 @@
 #[cfg(feature = "host")]
 mod attached;
 mod memory;
+mod selection;
 
 use std::boxed::Box;
 use std::string::{String, ToString};

@@ -40,7 +40,7 @@ fn what_comes_while_the_peer_is_not_to_signal_is_looked_for() {
     let client = both.open().unwrap();
     client.send(b"x").unwrap();
     let (server, core) = (both.server(), both.server().core());
-    let mut end = |is_blocked| {
+    let end = |is_blocked| {
         let mut incoming = core.incoming.lock(core.platform);
         incoming.ring.as_mut().unwrap().mask();
         incoming.masked = true;
