@@ -57,6 +57,26 @@ extern "C" fn first_task() -> ! {
 
 #[cfg(test)]
 mod tests {
+    /// Built with vector registers all the same, by flags, the kernel is no kernel: the compiler says why.
+    #[test]
+    fn b8_a_kernel_with_vector_registers_is_not_compiled() {
+        let is_refused = |flags: &[&str]| {
+            let compiler = std::env::var_os("RUSTC").unwrap_or("rustc".into());
+            // Without the crates that it needs there are other errors, too.
+            let output = std::process::Command::new(compiler)
+                .args(["--edition", "2024", "--crate-type", "lib", "--emit", "metadata", "-o"])
+                .arg(std::env::temp_dir().join("b8_no_kernel.rmeta"))
+                .args(["--target", "x86_64-unknown-none"])
+                .args(flags)
+                .arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"))
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stderr).contains("error: the kernel neither turns vector registers on")
+        };
+        assert!(is_refused(&["-C", "target-feature=+sse"]));
+        assert!(!is_refused(&[]), "nothing else is refused for it");
+    }
+
     /// What is compiled for this target cannot contain vector instructions, in the early boot or anywhere else.
     #[test]
     fn b8_the_target_of_the_kernel_has_no_vector_registers() {

@@ -128,6 +128,45 @@ fn c1_a_busy_host_gets_the_release_later_and_once() {
     ground.finish(bus);
 }
 
+/// Two processors that look at the same time do not tell the host twice.
+#[test]
+fn c1_an_id_is_handed_out_for_release_once_until_it_could_not_be_told() {
+    let (ground, channel) = Ground::with_channel();
+    let table = table::Table::new(ground.platform, 4, 64).unwrap();
+    let bus = ground.connect();
+    let (_, offer) = table.admit(bus.offer(channel).unwrap());
+    assert_eq!(table.next_release(), None);
+    table.withdraw(channel);
+    let release = table.next_release();
+    assert_eq!(release.map(|(_, id)| id), Some(channel));
+    assert_eq!(table.next_release(), None, "somebody is about to tell");
+    let (place, _) = release.unwrap();
+    table.release_later(place);
+    assert_eq!(table.next_release(), release);
+    table.released(place);
+    assert!(table.next_release().is_none() && table.shown(offer.channel).is_none());
+    ground.finish(bus);
+}
+
+/// A callback of an old opening that ends late does not end the next one.
+#[test]
+fn c1_an_entry_is_given_back_once_for_each_opening() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (old, _) = open(&bus, channel);
+    old.close(SECOND).unwrap();
+    let (new, _) = open(&bus, channel);
+    old.enter();
+    old.leave();
+    assert_eq!(
+        bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND)
+            .err(),
+        Some(Error::InUse(channel))
+    );
+    new.close(SECOND).unwrap();
+    ground.finish(bus);
+}
+
 #[test]
 fn c4_a_device_offered_anew_while_in_use_is_held_back_until_the_old_channel_is_closed() {
     for is_rescinded_first in [true, false] {
@@ -354,17 +393,24 @@ fn m9_ids_out_of_range_are_refused() {
 
 #[test]
 fn m10_a_withdrawal_before_its_offer_or_twice_is_ignored() {
-    let ground = Ground::hyper_v();
+    let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
+    let (opened, recorder) = open(&bus, channel);
     ground.host.send_raw(&rescind_message(5));
     ground.host.send_raw(&offer_message(5, 1));
     ground.settle(&bus);
-    assert_eq!((bus.offers().count(), bus.counters().stray_rescinds), (1, 1));
+    assert_eq!((bus.offers().count(), bus.counters().stray_rescinds), (2, 1));
     ground.host.send_raw(&rescind_message(5));
     ground.host.send_raw(&rescind_message(5));
     ground.settle(&bus);
-    assert_eq!((bus.offers().count(), bus.counters().stray_rescinds), (0, 2));
+    assert_eq!((bus.offers().count(), bus.counters().stray_rescinds), (1, 2));
     assert_eq!(bus.counters().released_ids, 1);
+    // Nobody else is concerned.
+    assert_eq!(
+        (opened.state(), recorder.count(&Told::Rescinded)),
+        (ChannelState::Open, 0)
+    );
+    opened.close(SECOND).unwrap();
 }
 
 #[test]
