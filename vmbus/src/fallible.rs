@@ -14,6 +14,8 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
+use zerocopy::FromZeros;
+
 /// The heap has no memory left for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("out of memory")]
@@ -84,6 +86,15 @@ pub fn try_vec_of<T>(len: usize, mut make: impl FnMut(usize) -> T) -> Result<Vec
         vector.push(make(index));
     }
     Ok(vector)
+}
+
+/// Makes a vector of `len` zeroes, which the heap may have at hand.
+///
+/// # Errors
+///
+/// [`OutOfMemory`]; nothing is made then.
+pub(crate) fn try_vec_zeroed<T: FromZeros>(len: usize) -> Result<Vec<T>, OutOfMemory> {
+    T::new_vec_zeroed(len).map_err(|_| OutOfMemory)
 }
 
 struct Counted<T> {
@@ -267,5 +278,8 @@ mod tests {
         vector.try_push(9).unwrap();
         assert_eq!(vector, [0, 2, 4, 9]);
         assert_eq!(try_vec_with_capacity::<u64>(usize::MAX).unwrap_err(), OutOfMemory);
+        assert_eq!(try_vec_zeroed::<u64>(3).unwrap(), [0; 3]);
+        assert_eq!(try_vec_zeroed::<u64>(0).unwrap(), []);
+        assert_eq!(try_vec_zeroed::<u64>(usize::MAX).unwrap_err(), OutOfMemory);
     }
 }

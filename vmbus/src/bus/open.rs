@@ -12,7 +12,7 @@ use super::offer::Offer;
 use super::owner::Channel;
 use super::replies::Key;
 use super::rings::RingPages;
-use crate::fallible::{Shared, try_box, try_vec_of};
+use crate::fallible::{Shared, try_box, try_vec_zeroed};
 use crate::platform::ProcessorIndex;
 use crate::protocol::channel::OpenChannel;
 use crate::protocol::offer::USER_DEFINED_LEN;
@@ -113,7 +113,7 @@ impl Bus {
         // Both ends of the memory are made before anybody is told of it: its control pages are zero.
         let scratch_words = usize::try_from(parameters.max_packet_bytes.div_ceil(8)).unwrap_or(usize::MAX);
         let outgoing = Producer::create(rings.first()?);
-        let incoming = Consumer::create(rings.second()?, try_vec_of(scratch_words, |_| 0_u64)?);
+        let incoming = Consumer::create(rings.second()?, try_vec_zeroed(scratch_words)?);
         let downstream_offset = u32::try_from(rings.second_ring_page()).unwrap_or(u32::MAX);
         let rings = try_box(rings)?;
         let ring_gpadl = match bus.create_gpadl(offer, place, &*rings, until) {

@@ -10,7 +10,7 @@ use super::channel::ChannelCore;
 use super::error::Error;
 use super::offer::Offer;
 use crate::Platform;
-use crate::fallible::{OutOfMemory, Shared, try_vec_of};
+use crate::fallible::{OutOfMemory, Shared, try_vec_of, try_vec_zeroed};
 use crate::protocol::ChannelId;
 use crate::sync::{Lock, LockGuard};
 
@@ -75,7 +75,7 @@ impl Table {
         Ok(Self {
             platform,
             entries: Lock::new(try_vec_of(offers, |_| None)?),
-            ids: try_vec_of(usize::from(channel_ids), |_| AtomicU16::new(0))?,
+            ids: try_vec_zeroed(usize::from(channel_ids))?,
             open: try_vec_of(offers, |_| Lock::new(None))?,
             sequence: AtomicU64::new(0),
             generation: AtomicU64::new(0),

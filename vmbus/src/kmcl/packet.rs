@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::external::Lent;
 use super::settings::Settings;
 use super::{Channel, Context, Error, Refused};
-use crate::fallible::{OutOfMemory, try_box, try_vec_of};
+use crate::fallible::{OutOfMemory, try_box, try_vec_zeroed};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
 
@@ -69,12 +69,12 @@ pub(crate) struct Body<C: Context> {
 impl<C: Context> Body<C> {
     pub(crate) fn new(settings: &Settings, of_pool: bool) -> Result<Box<Self>, OutOfMemory> {
         try_box(Self {
-            words: try_vec_of(settings.maximum_packet_size.div_ceil(8), |_| 0)?,
+            words: try_vec_zeroed(settings.maximum_packet_size.div_ceil(8))?,
             len: 0,
             lent: None,
             routine: None,
             pointer: 0,
-            inline: try_vec_of(settings.inline_packet_context_size, |_| 0)?,
+            inline: try_vec_zeroed(settings.inline_packet_context_size)?,
             of_pool,
             is_counted: false,
             in_line: false,

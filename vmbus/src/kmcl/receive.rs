@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::slab::RequestId;
 use super::transport::RingPages;
 use super::{Context, Level};
-use crate::fallible::{OutOfMemory, try_box, try_vec_of, try_vec_with_capacity};
+use crate::fallible::{OutOfMemory, try_box, try_vec_with_capacity, try_vec_zeroed};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
 use crate::ring::{Consumer, Corruption, External, Peek, ReadError};
@@ -52,14 +52,14 @@ pub(crate) struct IncomingBody {
 impl IncomingBody {
     fn new(settings: &Settings) -> Result<Box<Self>, OutOfMemory> {
         try_box(Self {
-            words: try_vec_of(settings.packet_words(), |_| 0)?,
+            words: try_vec_zeroed(settings.packet_words())?,
             longest_payload: settings.maximum_packet_size.next_multiple_of(8),
             list_len: 0,
             len: 0,
             transaction_id: 0,
             packet_type: PacketType::IN_BAND,
             wants_completion: false,
-            context: try_vec_of(settings.client_context_size, |_| 0)?,
+            context: try_vec_zeroed(settings.client_context_size)?,
             pinned: None,
             is_pending: false,
             needs_passive: false,

@@ -3,7 +3,7 @@
 //! Its guest-physical addresses are never those of the process, and two neighbouring pages of a block are never
 //! neighbours there, so that whoever confuses the two or takes the address of the first page for all of them is found
 //! out. Addresses are never used twice. Pages are zeroed when allocated and poisoned when released; released memory
-//! rests for a while, and a change to it in that time is a recorded fault.
+//! rests for a while, and a change to it in that time is a recorded fault. (Under Miri released memory is freed at once.)
 //!
 //! Time is virtual: it stands in the platform, moves a little with each look at the clock, and a wait moves it on, so that
 //! a time-out of minutes takes no time. [`FakePlatform::use_real_time`] is for tests with threads.
@@ -38,7 +38,7 @@ use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread_local;
 
-use self::state::{Block, Page, Part, Source, State, check_poison, layout_of, poison};
+use self::state::{Block, Page, Part, Source, State, check_poison, layout_of};
 use super::heap::Exempt;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
 use crate::platform::{
@@ -562,7 +562,6 @@ unsafe impl Platform for FakePlatform {
         for number in &block.page_numbers {
             state.pages.remove(number);
         }
-        poison(&block);
         state.rest(block);
         self.live_pages.fetch_sub(page_count, Ordering::Relaxed);
     }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::PageRange;
-use crate::fallible::{OutOfMemory, try_vec_of};
+use crate::fallible::{OutOfMemory, try_vec_zeroed};
 use crate::memory::Pfn;
 
 /// Pages in a chunk: 128 MiB of memory, whose bits fill a page of 4 KiB.
@@ -140,7 +140,7 @@ impl HeldPages {
         let missing = needed.saturating_sub(self.spare.len());
         self.spare.try_reserve(missing).map_err(|_| OutOfMemory)?;
         for _ in 0..missing {
-            let words = try_vec_of(CHUNK_WORDS, |_| 0)?;
+            let words = try_vec_zeroed(CHUNK_WORDS)?;
             push_reserved(&mut self.spare, words);
         }
         Ok(())

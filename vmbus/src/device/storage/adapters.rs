@@ -11,7 +11,7 @@ mod bytes {
     use embedded_io::{ErrorKind, ErrorType, Read, Seek, SeekFrom, Write};
 
     use super::super::{Disk, Error, Lba, PATIENCE};
-    use crate::fallible::{OutOfMemory, try_vec_of};
+    use crate::fallible::{OutOfMemory, try_vec_zeroed};
 
     /// A disk as a row of bytes, with a position: what file systems on `embedded-io` want. A piece that is no whole block is read
     /// into a block of its own, and written back at once: nothing is held back, so `flush` is [`Disk::flush`].
@@ -43,7 +43,7 @@ mod bytes {
         /// [`OutOfMemory`] if there is no memory for a block.
         pub fn new(disk: Disk) -> Result<Self, OutOfMemory> {
             Ok(Self {
-                block: try_vec_of(disk.block_len() as usize, |_| 0)?,
+                block: try_vec_zeroed(disk.block_len() as usize)?,
                 disk,
                 position: 0,
             })

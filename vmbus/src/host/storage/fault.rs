@@ -9,7 +9,7 @@ use super::opcode as op;
 use super::target::Cdb;
 use super::wire::{Answer, operation};
 use super::{Address, Outcome};
-use crate::fallible::{OutOfMemory, Shared, try_box, try_vec_of};
+use crate::fallible::{OutOfMemory, Shared, try_box, try_vec_zeroed};
 
 /// What is known of a request when faults are looked for.
 pub(super) struct Facts {
@@ -180,7 +180,7 @@ impl Effect {
     ///
     /// [`OutOfMemory`].
     pub fn data(bytes: &[u8]) -> Result<Self, OutOfMemory> {
-        let mut copy = try_vec_of(bytes.len(), |_| 0)?;
+        let mut copy = try_vec_zeroed(bytes.len())?;
         copy.copy_from_slice(bytes);
         Ok(Self::Data(FalseData(Shared::try_new(copy)?)))
     }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::{Backend, BackendError, Durability, RequestMemory};
 use crate::Platform;
-use crate::fallible::{OutOfMemory, Shared, TryPush, try_vec_of};
+use crate::fallible::{OutOfMemory, Shared, TryPush, try_vec_zeroed};
 use crate::sync::Lock;
 
 /// Bytes of a chunk.
@@ -238,7 +238,7 @@ impl Store {
             Err(at) => {
                 self.chunks.try_push(Chunk {
                     index,
-                    bytes: try_vec_of(CHUNK, |_| 0)?,
+                    bytes: try_vec_zeroed(CHUNK)?,
                     medium: Medium::Same,
                     unflushed: 0,
                 })?;
@@ -365,7 +365,7 @@ impl Chunk {
     /// Makes room on the medium, if it differs from what is read.
     fn fill_medium(&mut self) -> Result<(), OutOfMemory> {
         if matches!(self.medium, Medium::Empty) {
-            self.medium = Medium::Bytes(try_vec_of(CHUNK, |_| 0)?);
+            self.medium = Medium::Bytes(try_vec_zeroed(CHUNK)?);
         }
         Ok(())
     }
@@ -383,7 +383,7 @@ impl Chunk {
 }
 
 fn copy_of(bytes: &[u8]) -> Result<Vec<u8>, OutOfMemory> {
-    let mut copy = try_vec_of(bytes.len(), |_| 0)?;
+    let mut copy = try_vec_zeroed(bytes.len())?;
     copy.copy_from_slice(bytes);
     Ok(copy)
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use super::chunk::{BEGINNING, END, LIBRARY_PART, MAGIC, PACKET, REQUEST, Writer};
 use super::{Channel, Context, Core, DisabledChannel, Error, PacketInUse, Progress, Ready, Saved};
 use crate::Deadline;
-use crate::fallible::try_vec_of;
+use crate::fallible::try_vec_zeroed;
 use crate::kmcl::{Gone, Level, Refused};
 
 /// What comes next.
@@ -228,7 +228,7 @@ impl<C: Context> Save<C> {
     /// Writes a packet of ours that waits for its completion.
     fn request(&self, index: usize, buffer: &mut [u8]) -> Result<Chunk, Error> {
         let core = self.channel.core();
-        let mut inline = try_vec_of(core.settings.inline_packet_context_size, |_| 0)?;
+        let mut inline = try_vec_zeroed(core.settings.inline_packet_context_size)?;
         let (id, pointer, behind) = {
             let mut outgoing = core.outgoing.lock(core.platform);
             let Some((id, behind)) = outgoing.table.next_used(index) else {
@@ -251,7 +251,7 @@ impl<C: Context> Save<C> {
             Some(Err(Error::BufferTooSmall { required })) => required,
             Some(Err(error)) => return Err(error),
         };
-        let mut driver = try_vec_of(driver_len, |_| 0)?;
+        let mut driver = try_vec_zeroed(driver_len)?;
         let driver_len = match save {
             Some(save) if driver_len > 0 => save(&self.channel, in_use, &mut driver)?,
             _ => 0,

@@ -64,6 +64,7 @@ fn an_access_that_leaves_its_page_meets_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri itself stops at what this test does")]
 fn what_happens_after_a_release_is_noticed() {
     let platform = FakePlatform::new();
     let block = SharedPages::allocate(platform, 1).unwrap();

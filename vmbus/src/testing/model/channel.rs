@@ -2,9 +2,10 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
-use super::bytes::{low16, to_usize};
+use super::bytes::to_usize;
 use super::ring;
 use super::{ChannelCounters, FakePlatform, GuestRange, Host, Packet, RingError, State};
 
@@ -305,21 +306,22 @@ impl HostChannel<'_> {
     /// Copies guest memory that a range describes.
     #[must_use]
     pub fn read_range(&self, range: &GuestRange) -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..range.len_bytes).map(|_| 0).collect();
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            if let Some(gpa) = byte_of(range, index) {
-                let _ = self.host.platform.guest_read(gpa, core::slice::from_mut(byte));
-            }
+        let mut bytes = vec![0; to_usize(u64::from(range.len_bytes))];
+        let mut done = 0;
+        while let Some((gpa, part)) = part_of(range, done, bytes.len()) {
+            let _ = self.host.platform.guest_read(gpa, &mut bytes[done..done + part]);
+            done += part;
         }
         bytes
     }
 
     /// Writes guest memory that a range describes, from its beginning on.
     pub fn write_range(&self, range: &GuestRange, bytes: &[u8]) {
-        for (index, byte) in bytes.iter().enumerate().take(to_usize(u64::from(range.len_bytes))) {
-            if let Some(gpa) = byte_of(range, index) {
-                let _ = self.host.platform.guest_write(gpa, core::slice::from_ref(byte));
-            }
+        let end = bytes.len().min(to_usize(u64::from(range.len_bytes)));
+        let mut done = 0;
+        while let Some((gpa, part)) = part_of(range, done, end) {
+            let _ = self.host.platform.guest_write(gpa, &bytes[done..done + part]);
+            done += part;
         }
     }
 
@@ -329,7 +331,11 @@ impl HostChannel<'_> {
     }
 }
 
-fn byte_of(range: &GuestRange, index: usize) -> Option<u64> {
+/// The address of a byte of a range, and how many up to `end` are in the same page. `None` behind the range.
+fn part_of(range: &GuestRange, index: usize, end: usize) -> Option<(u64, usize)> {
     let offset = to_usize(u64::from(range.offset)) + index;
-    Some(range.page_numbers.get(offset / 4096)? * 4096 + u64::from(low16(offset as u64 % 4096)))
+    let (page, in_page) = (offset / 4096, offset % 4096);
+    let part = (4096 - in_page).min(end.checked_sub(index)?);
+    let gpa = range.page_numbers.get(page)? * 4096 + in_page as u64;
+    (part > 0).then_some((gpa, part))
 }

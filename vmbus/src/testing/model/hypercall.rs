@@ -3,6 +3,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
@@ -144,7 +145,7 @@ impl Host {
         if !input.is_multiple_of(8) || input / 4096 != (input + len - 1) / 4096 {
             return None;
         }
-        let mut bytes: Vec<u8> = (0..len).map(|_| 0).collect();
+        let mut bytes = vec![0; to_usize(len)];
         self.platform.guest_read(input, &mut bytes).ok()?;
         Some(bytes)
     }

@@ -32,7 +32,7 @@ use super::protocol::{
     Ranges, Status, WireRange,
 };
 use super::{Figures, HeldPages, MemoryPool};
-use crate::fallible::{OutOfMemory, TryPush, try_vec_of, try_vec_with_capacity};
+use crate::fallible::{OutOfMemory, TryPush, try_vec_with_capacity, try_vec_zeroed};
 use crate::time::Instant;
 pub use types::{Config, Counters, Delivery, Fault, Inbox, Outbox, Progress, SendError, State};
 use work::Job;
@@ -96,7 +96,7 @@ impl<P: MemoryPool> Engine<P> {
             host_limit_pages: None,
             job: Job::None,
             ranges: try_vec_with_capacity(MAX_RANGES)?,
-            buffer: try_vec_of(MAX_MESSAGE_BYTES, |_| 0)?,
+            buffer: try_vec_zeroed(MAX_MESSAGE_BYTES)?,
             transaction: 0,
             counters: Counters::default(),
         })
