@@ -28,6 +28,9 @@ use crate::fallible::{OutOfMemory, Shared, try_box};
 #[cfg(feature = "host")]
 use crate::memory::Mdl;
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 /// What the bus tells a channel.
 struct Receiver<C: Context>(Channel<C>);
 
