@@ -16,6 +16,9 @@ use crate::protocol::{ChannelId, Guid};
 use crate::ring::{ExternalToSend, Header};
 use crate::{Deadline, Instant, Platform};
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 /// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.
 ///
 /// Clones are handles of the same channel; when the last one is dropped, the channel is closed as well as can be without

@@ -19,6 +19,9 @@ use crate::platform::{Callers, Wait};
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 /// Where a channel is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]

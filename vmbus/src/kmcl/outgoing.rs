@@ -22,6 +22,9 @@ use core::sync::atomic::Ordering;
 use crate::protocol::packet::{PacketFlags, PacketType};
 use crate::ring::{Corruption, Header, Producer, Room, WriteError};
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 /// A request that waits for its completion: its packet, and who waits.
 pub(crate) struct InFlight<C: Context> {
     pub(crate) body: PacketMemory<C>,

@@ -1,0 +1,185 @@
+//! The line in front of the ring, and what is waited for.
+
+use std::vec;
+use std::vec::Vec;
+
+use super::*;
+use crate::Deadline;
+use crate::kmcl::{Channel, IncomingPacket, SendFlags};
+use crate::testing::Loopback;
+
+const SOON: Deadline = Deadline::seconds(5);
+
+/// A channel whose ring has room for 1016 bytes more.
+fn almost_full(both: &Loopback) -> Channel {
+    let client = both.client().unwrap().init_set_ring_buffer_page_count(4, 4);
+    let client = client.enable(SOON).unwrap();
+    let mut count = 0;
+    while client.core().send_plain(&[0; 1000], IfFull::Refuse).is_ok() {
+        count += 1;
+    }
+    assert_eq!(count, (4 * 4096 - 8) / 1024);
+    client
+}
+
+/// How often the server signals when it makes room.
+fn signals(both: &Loopback) -> u64 {
+    let before = both.server().counters().signals_sent;
+    both.server().process();
+    both.server().counters().signals_sent - before
+}
+
+#[test]
+fn who_waits_for_room_is_told_of_it_if_there_was_too_little() {
+    for (len, expected) in [(992, 0), (993, 1)] {
+        let both = Loopback::new(|_, _| ()).unwrap();
+        let client = almost_full(&both);
+        let core = client.core();
+        core.outgoing.lock(core.platform).await_room(len);
+        assert_eq!(signals(&both), expected, "{len}");
+    }
+    // Who waits no more is not told.
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = almost_full(&both);
+    let core = client.core();
+    core.outgoing.lock(core.platform).await_room(1000);
+    core.outgoing.lock(core.platform).stop_waiting();
+    assert_eq!(signals(&both), 0);
+}
+
+#[test]
+fn who_waits_for_room_is_told_of_it_although_others_send_and_process() {
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = almost_full(&both);
+    let core = client.core();
+    core.outgoing.lock(core.platform).await_room(1000);
+    // A small one fits, and is handed back to its routine.
+    let mut packet = client.packet_allocate().unwrap();
+    packet.set_completion_routine(|_, _, _| ());
+    packet.send(b"small", None, SendFlags::empty()).unwrap();
+    client.process();
+    assert_eq!(signals(&both), 1);
+}
+
+#[test]
+fn what_stands_in_line_is_waited_for_by_itself() {
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = almost_full(&both);
+    client.send(&[0; 1000]).unwrap();
+    // Others neither wait for less nor end the wait.
+    let core = client.core();
+    core.outgoing.lock(core.platform).await_room(1);
+    core.outgoing.lock(core.platform).stop_waiting();
+    assert_eq!(signals(&both), 1);
+    client.process();
+    both.server().process();
+    assert_eq!(both.server().counters().packets_processed, 16);
+}
+
+#[test]
+fn nothing_overtakes_the_line_and_nothing_is_sent_before_the_start() {
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = almost_full(&both);
+    client.send(&[0; 1000]).unwrap();
+    // There is room for these, and somebody in front of them.
+    assert_eq!(client.send_transfer_pages(1, &[(0, 8)], b"x"), Err(Error::RingFull));
+    assert_eq!(client.send_stray_completion(7, b"x"), Ok(false));
+    both.server().process();
+    client.process();
+    client.send_transfer_pages(1, &[(0, 8)], b"x").unwrap();
+    assert_eq!(client.send_stray_completion(7, b"x"), Ok(true));
+    both.server().process();
+    let counters = both.server().counters();
+    assert_eq!((counters.packets_processed, counters.unknown_completions), (17, 1));
+
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let states = crate::kmcl::StateChangeCallbacks::new().opened(|channel: &Channel| {
+        assert_eq!(channel.send_transfer_pages(1, &[(0, 8)], b"x"), Err(Error::RingFull));
+        Ok(())
+    });
+    let client = both.client().unwrap().init_set_state_change_callbacks(states);
+    let client = client.enable(SOON).unwrap();
+    assert_eq!(client.counters().packets_sent, 0);
+}
+
+#[test]
+fn a_larger_quota_has_room_in_line_for_all_its_answers() {
+    const COUNT: usize = 100;
+    static HELD: std::sync::Mutex<Vec<IncomingPacket<()>>> = std::sync::Mutex::new(Vec::new());
+    let both = Loopback::new(|_, packet| HELD.lock().unwrap().push(packet)).unwrap();
+    both.server().set_transaction_quota(COUNT as u32).unwrap();
+    let client = both.client().unwrap().init_set_maximum_packet_count(COUNT as u32);
+    let client = client.enable(SOON).unwrap();
+    for _ in 0..COUNT {
+        let packet = client.packet_allocate().unwrap();
+        packet.send(b"x", None, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+        both.server().process();
+    }
+    let held = std::mem::take(&mut *HELD.lock().unwrap());
+    assert_eq!(held.len(), COUNT);
+    for packet in held {
+        packet.complete(&[1; 1000]).unwrap();
+    }
+    both.host().process();
+    let counters = client.counters();
+    assert_eq!(
+        (counters.outgoing_outstanding, counters.bytes_received),
+        (0, 1000 * COUNT as u64)
+    );
+}
+
+#[test]
+fn a_line_without_room_refuses_and_gives_the_packet_back() {
+    let counters = LiveCounters::default();
+    let settings = crate::kmcl::settings::Settings::new();
+    let body = || Body::<()>::new(&settings, true).unwrap();
+    // One that is not open, whose line has no place; and one that has one.
+    for (packets, completions, is_taken) in [(0, 0, false), (0, 1, true)] {
+        let mut outgoing = Outgoing::<()>::new(packets, completions).unwrap();
+        let sent = outgoing.send_notice(body(), b"x", IfFull::Queue, &counters);
+        assert_eq!(sent.is_ok(), is_taken);
+        if let Err((error, body)) = sent {
+            assert_eq!((error, body.len), (Error::RingFull, 0));
+        }
+        let sent = outgoing.send_notice(body(), b"x", IfFull::Refuse, &counters);
+        assert!(matches!(sent, Err((Error::RingFull, _))));
+        // And no request without a place in the table.
+        let sent = outgoing.send_request(body(), Waiter::Nobody, b"x", IfFull::Queue, &counters);
+        assert!(matches!(sent, Err((Error::TooManyPackets, _))));
+    }
+    let mut outgoing = Outgoing::<()>::new(1, 0).unwrap();
+    outgoing.queue = VecDeque::new();
+    for if_full in [IfFull::Queue, IfFull::Refuse] {
+        let sent = outgoing.send_request(body(), Waiter::Nobody, b"x", if_full, &counters);
+        assert!(matches!(sent, Err((Error::RingFull, _))));
+    }
+    assert_eq!(counters.snapshot().outgoing_outstanding, 0);
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error_and_breaks_the_channel_only_if_the_peer_did_it() {
+    for (error, expected, is_broken) in [
+        (
+            WriteError::TooLarge { needed: 9, limit: 8 },
+            Error::PacketTooLarge { len: 7, limit: 8 },
+            false,
+        ),
+        (
+            WriteError::PageList { index: 0 },
+            Error::InvalidExternalData { len: 7, ranges: 0 },
+            false,
+        ),
+        (WriteError::OutOfBounds { excess: 1 }, Error::Corrupt, true),
+    ] {
+        let mut outgoing = Outgoing::<()>::new(0, 0).unwrap();
+        assert_eq!((outgoing.fail(&error, 7), outgoing.broken), (expected, is_broken));
+    }
+}
+
+#[test]
+fn what_is_reserved_is_not_outgrown() {
+    let mut vector = Vec::with_capacity(1);
+    assert_eq!(push_reserved(&mut vector, 1), None);
+    assert_eq!(push_reserved(&mut vector, 2), Some(2));
+    assert_eq!(vector, vec![1]);
+}
