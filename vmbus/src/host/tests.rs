@@ -15,6 +15,7 @@ mod packets;
 mod ppc;
 mod promises;
 mod received;
+mod restoring;
 mod saving;
 mod ssr;
 mod support;

@@ -22,7 +22,7 @@ fn not_here(channel: &End, _: OutgoingPacket<Arc<Log>>, _: Result<(), Error>) {
 }
 
 /// A server that saves 13 bytes with each packet: its number as text.
-fn saving(server: DisabledEnd) -> DisabledEnd {
+pub(super) fn saving(server: DisabledEnd) -> DisabledEnd {
     server
         .init_set_inline_packet_context_size(3)
         .init_set_save_restore_packet_callbacks(
@@ -62,7 +62,7 @@ fn send(pair: &Pair, count: usize) {
     assert_eq!(pair.client.context().held_count(), count);
 }
 
-fn pair() -> Pair {
+pub(super) fn pair() -> Pair {
     Pair::with(saving, |client| client, echo, hold)
 }
 
@@ -87,17 +87,22 @@ fn save(save: &mut Save<Arc<Log>>) -> Vec<Vec<u8>> {
     }
 }
 
-fn next_server(pair: &Pair) -> DisabledEnd {
+pub(super) fn next_server(pair: &Pair) -> DisabledEnd {
     saving(server_with(&pair.host, echo)).init_set_target_interface_id(CLASS, pair.server.interface_instance())
 }
 
 /// Pauses and saves the server and lets the next one take over.
 fn hand_over(pair: Pair) -> (Pair, Vec<Vec<u8>>) {
+    let next = next_server(&pair);
+    hand_over_to(pair, next)
+}
+
+/// The same with a server of the test's.
+pub(super) fn hand_over_to(pair: Pair, next: DisabledEnd) -> (Pair, Vec<Vec<u8>>) {
     pair.server.pause(SOON).unwrap();
     let mut saving = pair.server.save_begin().unwrap();
     let chunks = save(&mut saving);
     saving.save_end();
-    let next = next_server(&pair);
     let Pair {
         host,
         platform,
