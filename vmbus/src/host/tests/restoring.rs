@@ -135,3 +135,25 @@ fn a_driver_that_has_nothing_to_save_is_asked_once() {
     pair.client.context().held.lock().unwrap().clear();
     pair.close();
 }
+
+#[test]
+fn a_saving_that_is_given_up_lets_completions_in_again() {
+    let pair = pair();
+    send(&pair, 1);
+    pair.server.pause(SOON).unwrap();
+    let save = pair.server.save_begin().unwrap();
+    drop(pair.client.context().release());
+    pair.host.process();
+    pair.server.context().take();
+    assert_eq!(pair.server.counters().outgoing_outstanding, 1, "its end is not read");
+    drop(save);
+    pair.host.process();
+    assert_eq!(pair.server.context().take(), ["routine of the first server"]);
+    // The same where it is disabled meanwhile.
+    let save = pair.server.save_begin().unwrap();
+    let watch = pair.server.uncounted();
+    drop(pair.server.disable(SOON).unwrap());
+    drop(save);
+    assert!(!watch.core().incoming.lock(watch.core().platform).sealed);
+    drop((watch, pair.client));
+}

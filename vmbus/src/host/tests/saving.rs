@@ -50,7 +50,7 @@ pub(super) fn saving(server: DisabledEnd) -> DisabledEnd {
 }
 
 /// Sends `count` packets from the server, which the client holds.
-fn send(pair: &Pair, count: usize) {
+pub(super) fn send(pair: &Pair, count: usize) {
     for number in 1..=count {
         let mut packet = pair.server.packet_allocate().unwrap();
         packet.set_pointer(number);

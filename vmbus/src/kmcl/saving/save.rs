@@ -6,7 +6,7 @@ use super::chunk::{BEGINNING, END, LIBRARY_PART, MAGIC, PACKET, REQUEST, Writer}
 use super::{Channel, Context, Core, DisabledChannel, Error, PacketInUse, Progress, Ready, Saved};
 use crate::Deadline;
 use crate::fallible::try_vec_zeroed;
-use crate::kmcl::{Gone, Level, Refused};
+use crate::kmcl::{Level, Refused};
 
 /// What comes next.
 #[derive(Clone, Copy, Debug)]
@@ -304,9 +304,7 @@ impl<C: Context> Drop for Save<C> {
         let core = self.channel.core();
         if core.progress() == Progress::Saving {
             core.set_progress(Progress::None);
-            if core.gone() != Some(Gone::Disabled) {
-                core.incoming.lock(core.platform).sealed = false;
-            }
+            core.incoming.lock(core.platform).sealed = false;
             core.schedule();
         }
     }
