@@ -106,6 +106,26 @@ fn a_channel_that_ended_stays_until_its_last_packet_is_home() {
 }
 
 #[test]
+fn a_channel_of_one_call_at_a_time_keeps_itself_as_long_as_it_has_not_ended() {
+    for callers in ALL {
+        let pair = pair(callers);
+        let expected = callers == Callers::OneAtATime;
+        let keep = |pair: &Pair| {
+            [&pair.client, &pair.server].map(|end| end.core().outgoing.lock(pair.platform).keeper.is_some())
+        };
+        assert_eq!(keep(&pair), [expected; 2], "{callers:?}");
+        // All packets are home again, on both sides.
+        ask(&pair, "a");
+        pair.host.process();
+        drop(pair.server.context().release());
+        pair.host.process();
+        drop(pair.client.packet_allocate().unwrap());
+        assert_eq!(keep(&pair), [expected; 2], "{callers:?}");
+        pair.close();
+    }
+}
+
+#[test]
 fn a_server_whose_client_goes_while_it_holds_packets_ends_with_the_last_one() {
     for callers in ALL {
         let pair = pair(callers);

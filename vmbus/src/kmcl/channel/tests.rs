@@ -51,3 +51,11 @@ fn the_last_handle_that_goes_ends_the_channel_and_no_other() {
         (Phase::Ended, Some(Gone::Disabled))
     );
 }
+
+#[test]
+fn a_channel_has_the_time_of_where_its_offer_is() {
+    let both = Loopback::echo().unwrap();
+    let client = both.open().unwrap();
+    let (first, second) = (client.now(), client.now());
+    assert!(Instant::default() < first && first <= second, "{first:?} {second:?}");
+}

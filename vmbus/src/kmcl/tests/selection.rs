@@ -3,7 +3,7 @@
 use super::*;
 use crate::fallible::OutOfMemory;
 use crate::platform::OutOfPages;
-use crate::protocol::ChannelId;
+use crate::protocol::{ChannelId, GpadlId};
 
 const OTHER_CLASS: &str = "5a17e5a1-0000-4000-8000-00000000c1a6";
 const SECOND: &str = "5a17e5a1-0000-4000-8000-000000000002";
@@ -73,4 +73,26 @@ fn errors_of_the_bus_become_the_channels_own() {
     }
     let pages = OutOfPages { page_count: 3 };
     assert_eq!(Error::from(bus::Error::OutOfPages(pages)), Error::OutOfPages(pages));
+}
+
+#[test]
+fn the_bus_takes_no_offers_and_maps_no_memory() {
+    let ground = Ground::new();
+    let channel = ground.client().enable(SOON).unwrap();
+    let core = channel.core();
+    let sink = lifecycle::server_sink(channel.shared()).unwrap();
+    let offered = core.provider.offer(&core.settings, sink);
+    assert_eq!(offered.map(drop), Err(Error::WrongState));
+    let outgoing = core.outgoing.lock(core.platform);
+    let transport = outgoing.transport.clone().unwrap();
+    drop(outgoing);
+    let id = GpadlId(1);
+    assert_eq!(
+        transport.map_gpadl(id, GpadlAccess::ReadWrite).map(drop),
+        Err(Error::WrongState)
+    );
+    assert_eq!(transport.unmap_gpadl(id), Err(Error::WrongState));
+    assert!(transport.lent_by_peer(1 << 32).is_none());
+    drop((transport, channel));
+    ground.finish();
 }
