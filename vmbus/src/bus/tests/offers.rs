@@ -3,7 +3,8 @@
 use std::string::ToString;
 
 use super::*;
-use crate::protocol::Guid;
+use crate::protocol::offer::OfferChannel;
+use crate::protocol::{ChannelMessage, Guid};
 
 fn rescind_message(channel: u32) -> Vec<u8> {
     let mut message = vec![0; 12];
@@ -146,6 +147,97 @@ fn c1_an_id_is_handed_out_for_release_once_until_it_could_not_be_told() {
     table.released(place);
     assert!(table.next_release().is_none() && table.shown(offer.channel).is_none());
     ground.finish(bus);
+}
+
+/// A table with these offers: each a channel, a device of the class, and nothing else.
+fn table_of(ground: &Ground, offers: &[(u32, u8)]) -> table::Table {
+    let table = table::Table::new(ground.platform, 8, 64).unwrap();
+    for &(channel, instance) in offers {
+        let message = OfferChannel::decode(&offer_message(channel, instance)).unwrap();
+        table.admit(Offer::new(&message));
+    }
+    table
+}
+
+/// Which of the channels 1 to 7 are shown.
+fn shown(table: &table::Table) -> Vec<u32> {
+    (1..8).filter(|id| table.shown(ChannelId(*id)).is_some()).collect()
+}
+
+/// Withdraws a channel and gives its id back; returns whether another one is shown for it.
+fn release(table: &table::Table, channel: u32) -> bool {
+    table.withdraw(ChannelId(channel));
+    let (place, id) = table.next_release().unwrap();
+    assert_eq!(id, ChannelId(channel));
+    table.released(place)
+}
+
+#[test]
+fn c4_of_several_that_are_held_back_the_oldest_comes_first() {
+    let table = table_of(&Ground::hyper_v(), &[(1, 1), (2, 1), (3, 1)]);
+    assert_eq!(shown(&table), [1]);
+    assert!(release(&table, 1));
+    assert_eq!(shown(&table), [2]);
+    assert!(release(&table, 2));
+    assert_eq!(shown(&table), [3]);
+    assert!(!release(&table, 3));
+}
+
+#[test]
+fn c4_all_that_one_offer_held_back_are_shown_when_it_goes() {
+    let ground = Ground::hyper_v();
+    let table = table_of(&ground, &[(1, 1), (2, 1)]);
+    // Withdrawn, and its id not given back yet: another device gets the id.
+    table.withdraw(ChannelId(1));
+    let message = OfferChannel::decode(&offer_message(1, 9)).unwrap();
+    assert_eq!(table.admit(Offer::new(&message)).0, table::Admission::Held);
+    assert_eq!(shown(&table), []);
+    let (place, _) = table.next_release().unwrap();
+    assert!(table.released(place));
+    assert_eq!(shown(&table), [1, 2]);
+}
+
+#[test]
+fn c4_what_is_withdrawn_while_held_back_is_not_told_of_though_its_id_is_not_given_back_yet() {
+    let table = table_of(&Ground::hyper_v(), &[(1, 1), (2, 1)]);
+    table.withdraw(ChannelId(1));
+    table.withdraw(ChannelId(2));
+    let (place, id) = table.next_release().unwrap();
+    assert_eq!(id, ChannelId(1));
+    assert!(!table.released(place), "nobody has anything to look at");
+    assert_eq!(shown(&table), []);
+}
+
+#[test]
+fn c5_subchannels_are_those_of_the_device_and_nobody_elses() {
+    let ground = Ground::hyper_v();
+    let bus = ground.connect();
+    let (class, other_class) = (Guid::parse(CLASS).unwrap(), Guid::from_wire([7; 16]));
+    let (instance, other_instance) = (Guid::from_wire([1; 16]), Guid::from_wire([2; 16]));
+    let offers = [
+        (1, class, instance, 0),
+        (2, class, instance, 1),
+        (3, class, other_instance, 1),
+        (4, other_class, instance, 1),
+        (5, class, instance, 2),
+    ];
+    for (id, class, instance, index) in offers {
+        let offer = OfferChannel::new(class, instance, ChannelId(id), ConnectionId(id)).with_subchannel_index(index);
+        bus.0.accept_for_test(offer.encode().as_slice());
+    }
+    let primary = bus.offer(ChannelId(1)).unwrap();
+    let ids = |primary: &Offer| {
+        bus.subchannels(primary)
+            .map(|offer| offer.channel.0)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&primary), [2, 5]);
+    // A device of this kernel's own is another one, whatever it is called.
+    #[cfg(feature = "host")]
+    let local = Offer::local(ChannelId(LOCAL_CHANNEL_IDS), class, instance);
+    #[cfg(feature = "host")]
+    assert_eq!(ids(&local), []);
+    ground.check();
 }
 
 /// A callback of an old opening that ends late does not end the next one.
@@ -336,12 +428,7 @@ fn c4_what_was_withdrawn_while_held_back_is_not_shown_by_the_end_of_the_old_chan
     let table = table::Table::new(FakePlatform::new(), 4, 2048).unwrap();
     let offer = |channel| {
         let (class, instance) = (Guid::ZERO, Guid::ZERO);
-        Offer::new(&crate::protocol::offer::OfferChannel::new(
-            class,
-            instance,
-            ChannelId(channel),
-            ConnectionId(1),
-        ))
+        Offer::new(&OfferChannel::new(class, instance, ChannelId(channel), ConnectionId(1)))
     };
     assert_eq!(table.admit(offer(7)).0, table::Admission::Shown);
     let (old, _) = table.claim(ChannelId(7)).unwrap();
@@ -443,7 +530,7 @@ fn m11_a_million_offers_and_withdrawals_leave_the_table_empty() {
     let rounds = if cfg!(miri) { 20 } else { 1_000_000_u32 };
     let platform = FakePlatform::new();
     let table = table::Table::new(platform, 4, 2048).unwrap();
-    let message = crate::protocol::offer::OfferChannel::new(Guid::ZERO, Guid::ZERO, ChannelId(7), ConnectionId(1));
+    let message = OfferChannel::new(Guid::ZERO, Guid::ZERO, ChannelId(7), ConnectionId(1));
     for _ in 0..rounds {
         let (admission, offer) = table.admit(Offer::new(&message));
         assert_eq!(admission, table::Admission::Shown);
