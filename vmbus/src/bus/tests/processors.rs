@@ -185,6 +185,64 @@ fn c6_c11_moving_a_channel_waits_for_the_answer_where_there_is_one() {
     }
 }
 
+/// What came to the earlier processor until then is looked at there, and what came before the callbacks moved on the new one.
+#[test]
+fn c6_both_processors_look_when_a_channel_has_moved() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let config = Config {
+        processors: 2,
+        ..Config::default()
+    };
+    // Nobody runs what is deferred but this test.
+    let bus = Bus::connect(ground.hypervisor, ground.platform, config).unwrap();
+    let there = ground.platform.on_processor(1);
+    bus.processor_online(ProcessorIndex(1)).unwrap();
+    drop(there);
+    let (opened, _) = open(&bus, channel);
+    ground.platform.run_deferred(|index| {
+        bus.process(index);
+    });
+    opened.retarget(ProcessorIndex(1), SECOND).unwrap();
+    let deferred = ground.platform.take_deferred();
+    assert!(
+        deferred.contains(&ProcessorIndex(0)) && deferred.contains(&ProcessorIndex(1)),
+        "{deferred:?}"
+    );
+    opened.close(SECOND).unwrap();
+    ground.check();
+}
+
+#[test]
+fn c11_what_has_come_to_a_processor_is_honoured_before_it_leaves() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = ground.connect_with(Config {
+        processors: 2,
+        ..Config::default()
+    });
+    let there = ground.platform.on_processor(1);
+    bus.processor_online(ProcessorIndex(1)).unwrap();
+    drop(there);
+    let (opened, recorder) = open(&bus, channel);
+    ground.settle(&bus);
+    // Only the processor itself can leave.
+    assert_eq!(
+        bus.processor_offline(ProcessorIndex(1)),
+        Err(Error::NoSuchProcessor(ProcessorIndex(1)))
+    );
+    let before = recorder.count(&Told::Signalled);
+    ground.host.disable_interrupts();
+    ground.host.set_event_flag(1, 2, u16::try_from(channel.0).unwrap());
+    let there = ground.platform.on_processor(1);
+    bus.processor_offline(ProcessorIndex(1)).unwrap();
+    drop(there);
+    assert!(recorder.count(&Told::Signalled) > before);
+    ground.host.enable_interrupts();
+    opened.close(SECOND).unwrap();
+    ground.finish(bus);
+}
+
 #[test]
 fn c6_a_silent_host_keeps_the_earlier_target() {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));

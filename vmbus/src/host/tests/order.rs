@@ -495,12 +495,19 @@ fn what_a_packet_describes_is_what_is_lent_with_it() {
     let page_of = |mdl: &crate::memory::Mdl| mdl.page_spans().next().unwrap().pfn.get();
     let packet = pair.client.packet_allocate().unwrap();
     packet.send(b"lends", Some(lent.clone()), FLAGS).unwrap();
-    // The same number, with another page, with another length, and as it is.
-    for (page, byte_count) in [(page_of(&other), 4096), (page_of(&lent), 4095), (page_of(&lent), 4096)] {
+    // The same number, with another page, with another length, with one page more, and as it is.
+    let (mine, theirs) = (page_of(&lent), page_of(&other));
+    let ranges: [(&[u64], u32, u32); 4] = [
+        (&[theirs], 4096, 0),
+        (&[mine], 4095, 0),
+        (&[mine, theirs], 4096, 8),
+        (&[mine], 4096, 0),
+    ];
+    for (pfns, byte_count, byte_offset) in ranges {
         let range = crate::ring::GpaRangeToSend {
             byte_count,
-            byte_offset: 0,
-            pfns: &[page],
+            byte_offset,
+            pfns,
         };
         let external = ExternalToSend::GpaDirect(core::slice::from_ref(&range));
         assert!(
@@ -519,8 +526,10 @@ fn what_a_packet_describes_is_what_is_lent_with_it() {
         "packet says",
         "Err(NotLent)",
         "packet says",
+        "Err(NotLent)",
+        "packet says",
         "Ok(4096)",
-        "batch 4",
+        "batch 5",
     ];
     assert_eq!(seen, expected);
     pair.server.context().held.lock().unwrap().clear();

@@ -3,6 +3,7 @@
 use super::super::{Address, Config, Kind, Version, Violation};
 use super::support::{AT_ONCE, Data, Ground, IDE, SCSI, SOON, connect, packet, request};
 use crate::memory::{DmaBuffer, Mdl};
+use crate::ring::{ExternalToSend, GpaRangeToSend, Header};
 
 const OUT_OF_ORDER: u32 = 0xC000_0184;
 
@@ -150,6 +151,23 @@ fn memory_lies_in_one_range_at_least_as_long_as_the_transfer() {
     let two = Mdl::chain([piece(), piece()]).unwrap();
     ground.stops_at(&payload, Some(two));
     assert_eq!(ground.controller.take_violations(), [Violation::TooManyRanges(2)]);
+
+    // Memory that is described and not lent is nobody's to write to.
+    let (ground, _) = Ground::with_disk(Default::default());
+    let range = GpaRangeToSend {
+        byte_count: 512,
+        byte_offset: 0,
+        pfns: &[7],
+    };
+    let external = ExternalToSend::GpaDirect(core::slice::from_ref(&range));
+    assert!(
+        ground
+            .client
+            .send_raw_for_tests(Header::gpa_direct(1 << 32), &[&payload], external)
+    );
+    ground.host.process();
+    ground.is_deaf();
+    assert_eq!(ground.controller.take_violations(), [Violation::MemoryNotLent]);
 }
 
 #[test]
