@@ -169,6 +169,27 @@ fn c9_an_emergency_ends_the_connection_with_every_lock_held() {
     ground.host.assert_no_violations();
 }
 
+/// A crash in the middle of posting a message: the area that messages are posted from is in use.
+#[test]
+fn c9_an_emergency_in_the_middle_of_posting_has_an_area_of_its_own() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    ground.host.expect_crash();
+    let (crashing, outcome) = (bus.clone(), Arc::new(Mutex::new(None)));
+    let answered = outcome.clone();
+    ground
+        .host
+        .at_step(ground.host.step_count(), When::Before, move |_, action| {
+            assert!(matches!(action, Action::Post { .. }), "{action:?}");
+            let is_answered = crashing.emergency_unload();
+            *answered.lock().unwrap() = Some(is_answered);
+        });
+    // In a crash nothing comes after it.
+    let opened = bus.open(channel, &OpenParameters::default(), Recorder::default(), SECOND);
+    assert!(opened.is_err());
+    assert_eq!(*outcome.lock().unwrap(), Some(true));
+}
+
 #[test]
 fn c9_an_emergency_looks_at_every_processors_slot() {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 3));

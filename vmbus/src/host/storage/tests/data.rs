@@ -1,7 +1,14 @@
 //! Reading, writing, flushing, giving up.
 
-use super::super::{Address, Config, DiskConfig, PowerCut, Provisioning, WriteCache, ZeroLength};
-use super::support::{Data, Ground, pattern, read_10, sixteen, ten, write_10};
+use std::sync::{Arc, Mutex};
+use std::vec::Vec;
+
+use super::super::{
+    Address, Backend, BackendError, Config, Disk, DiskConfig, Durability, PowerCut, Provisioning, RequestMemory,
+    WriteCache, ZeroLength,
+};
+use super::support::{Data, Ground, pattern, read_10, request, sixteen, ten, write_10};
+use crate::memory::DmaBuffer;
 
 const INVALID: u8 = 0x06;
 const ERROR: u8 = 0x04;
@@ -252,6 +259,64 @@ fn unmap_gives_blocks_up_and_checks_all_of_its_list_first() {
     ground.close();
 }
 
+/// A backend that notes what it is told to give up, and after the first range puts another one into the client's list.
+struct Treacherous {
+    list: DmaBuffer,
+    given_up: Arc<Mutex<Vec<(u64, u64)>>>,
+}
+
+impl Backend for Treacherous {
+    fn len_bytes(&self) -> u64 {
+        1 << 20
+    }
+    fn read(&self, _: u64, _: &RequestMemory<'_>) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &RequestMemory<'_>, _: Durability) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), BackendError> {
+        self.given_up.lock().unwrap().push((offset, len));
+        // The second range lies behind the header and the first one.
+        self.list.write_at(8 + 16, &2048_u64.to_be_bytes()).unwrap();
+        Ok(())
+    }
+}
+
+#[test]
+fn ranges_that_change_between_the_looks_at_them_are_checked_again() {
+    let ground = Ground::ready(Config::default());
+    let bytes = unmap(&[(1, 2), (3, 4)]);
+    let list = DmaBuffer::allocate(ground.platform, bytes.len()).unwrap();
+    list.write_at(0, &bytes).unwrap();
+    let given_up = Arc::new(Mutex::new(Vec::new()));
+    let backend = Treacherous {
+        list: list.clone(),
+        given_up: given_up.clone(),
+    };
+    let config = DiskConfig {
+        provisioning: Provisioning::THIN,
+        ..DiskConfig::default()
+    };
+    ground
+        .controller
+        .attach(Address::lun(0), Disk::new(backend, config).unwrap())
+        .unwrap();
+    let len = u16::try_from(bytes.len()).unwrap();
+    let packet = request(Address::lun(0), &ten(0x42, 0, len), &Data::Out(bytes));
+    ground.ask(&packet, Some(list.into())).check(INVALID, (5, 0x21, 0));
+    assert_eq!(
+        *given_up.lock().unwrap(),
+        [(512, 1024)],
+        "the first one, and nothing beyond the end"
+    );
+    drop(ground.controller.detach(Address::lun(0)));
+    ground.close();
+}
+
 #[test]
 fn write_same_repeats_a_block_or_gives_blocks_up() {
     let (ground, memory) = Ground::with_disk(CACHED);
@@ -278,9 +343,17 @@ fn write_same_repeats_a_block_or_gives_blocks_up() {
         .run(&ten(0x41, 0, 1), Data::Out(vec![1; 511]))
         .check(INVALID, (5, 0x24, 0));
     ground
-        .run(&ten(0x41, 2047, 2), Data::Out(block))
+        .run(&ten(0x41, 2047, 2), Data::Out(block.clone()))
         .check(INVALID, (5, 0x21, 0));
     assert!(memory.has_unflushed());
+    ground.close();
+    // As many as the disk says, 8 MiB, and no more.
+    let ground = Ground::ready(Config::default());
+    ground.add(Address::lun(0), 9 << 20, WriteCache::None, DiskConfig::default());
+    ground.run(&ten(0x41, 0, 0x4000), Data::Out(block.clone())).good();
+    ground
+        .run(&ten(0x41, 0, 0x4001), Data::Out(block))
+        .check(INVALID, (5, 0x24, 0));
     ground.close();
 }
 
