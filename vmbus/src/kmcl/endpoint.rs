@@ -418,8 +418,7 @@ impl<C: Context> Core<C> {
         loop {
             let next = self.outgoing.lock(self.platform).take_placed(&self.counters);
             match next {
-                Some(mut body) if body.routine.is_some() => {
-                    body.outcome = Ok(0);
+                Some(body) if body.routine.is_some() => {
                     self.incoming.lock(self.platform).make_ready(Ready::Completed(body));
                 }
                 Some(body) => drop(self.free_packet(body)),

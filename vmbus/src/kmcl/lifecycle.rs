@@ -293,7 +293,7 @@ impl<C: Context> Core<C> {
         let (ring, transport) = {
             let mut outgoing = self.outgoing.lock(self.platform);
             outgoing.flowing = false;
-            outgoing.drop_queue();
+            outgoing.drop_queue(why);
             (outgoing.ring.take(), outgoing.transport.take())
         };
         let incoming = {

@@ -15,7 +15,7 @@ use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::Slot;
 use super::slab::{RequestId, Slab};
 use super::transport::{RingPages, Transport};
-use super::{Context, Error};
+use super::{Context, Error, Gone};
 use crate::fallible::{OutOfMemory, Shared, try_vec_with_capacity};
 use core::sync::atomic::Ordering;
 
@@ -225,6 +225,8 @@ impl<C: Context> Outgoing<C> {
         if_full: IfFull,
         counters: &LiveCounters,
     ) -> Result<Option<PacketMemory<C>>, (Error, PacketMemory<C>)> {
+        // Once it is in the ring; it may have been sent before, and failed.
+        body.outcome = Ok(0);
         match self.try_write(Header::in_band(0), payload, None, counters) {
             Ok(true) => Ok(Some(body)),
             Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
@@ -528,9 +530,13 @@ impl<C: Context> Outgoing<C> {
         Some(request)
     }
 
-    /// The channel ends: what waits in line will not be sent. Requests stay in the table for their owners to be told.
-    pub(crate) fn drop_queue(&mut self) {
-        while !self.queue.is_empty() {
+    /// The channel ends: what waits in line will not be sent, and its routines are told why. Requests stay in the table for their
+    /// owners to be told.
+    pub(crate) fn drop_queue(&mut self, why: Gone) {
+        while let Some(first) = self.queue.front_mut() {
+            if let Queued::Notice(body) = first {
+                body.outcome = Err(why.into());
+            }
             self.first_is_written();
         }
     }

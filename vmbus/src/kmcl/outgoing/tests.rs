@@ -1,5 +1,6 @@
 //! The line in front of the ring, and what is waited for.
 
+use std::sync::Mutex;
 use std::vec;
 use std::vec::Vec;
 
@@ -105,7 +106,7 @@ fn nothing_overtakes_the_line_and_nothing_is_sent_before_the_start() {
 #[test]
 fn a_larger_quota_has_room_in_line_for_all_its_answers() {
     const COUNT: usize = 100;
-    static HELD: std::sync::Mutex<Vec<IncomingPacket<()>>> = std::sync::Mutex::new(Vec::new());
+    static HELD: Mutex<Vec<IncomingPacket<()>>> = Mutex::new(Vec::new());
     let both = Loopback::new(|_, packet| HELD.lock().unwrap().push(packet)).unwrap();
     both.server().set_transaction_quota(COUNT as u32).unwrap();
     let client = both.client().unwrap().init_set_maximum_packet_count(COUNT as u32);
@@ -182,4 +183,102 @@ fn what_is_reserved_is_not_outgrown() {
     assert_eq!(push_reserved(&mut vector, 1), None);
     assert_eq!(push_reserved(&mut vector, 2), Some(2));
     assert_eq!(vector, vec![1]);
+}
+
+#[test]
+fn whoever_processes_is_told_of_each_kind_of_work_and_of_no_other() {
+    let settings = crate::kmcl::settings::Settings::new();
+    let counters = LiveCounters::default();
+    let is_work = || counters.outgoing_work.load(Ordering::Relaxed);
+    let mut outgoing = Outgoing::<()>::new(1, 1).unwrap();
+    outgoing.note_work(&counters);
+    assert!(!is_work());
+    // Memory that came back is work only for a reader that waits for it, and once.
+    let slot = crate::kmcl::receive::new_slots(&settings, 1).unwrap().pop().unwrap();
+    outgoing.return_slot(slot);
+    outgoing.note_work(&counters);
+    assert!(!is_work() && !outgoing.take_returned_for_reader());
+    outgoing.set_reader_waits(true);
+    outgoing.note_work(&counters);
+    assert!(is_work());
+    assert!(outgoing.take_returned_for_reader());
+    assert!(!outgoing.take_returned_for_reader());
+    outgoing.note_work(&counters);
+    assert!(!is_work());
+    // A packet to be handed back.
+    outgoing.hand_back(Body::new(&settings, true).unwrap(), &counters);
+    assert!(is_work());
+    assert!(outgoing.take_placed(&counters).is_some());
+    assert!(!is_work());
+    // A line, until it is given up.
+    let sent = outgoing.send_notice(Body::new(&settings, true).unwrap(), b"x", IfFull::Queue, &counters);
+    assert!(matches!(sent, Ok(None)) && is_work() && outgoing.has_line());
+    outgoing.drop_queue(Gone::Closed);
+    assert!(outgoing.take_placed(&counters).is_some());
+    assert!(!is_work());
+    // A ring that the peer broke.
+    outgoing.broken = true;
+    outgoing.note_work(&counters);
+    assert!(is_work());
+}
+
+#[test]
+fn a_ring_that_the_peer_broke_ends_the_channel_at_the_next_look_and_says_how() {
+    let both = Loopback::echo().unwrap();
+    let client = both.open().unwrap();
+    let broken = crate::host::Misbehaviour::ReadIndex(0xffff_fff8);
+    both.host().misbehave(client.id(), broken).unwrap();
+    let error = (0..10_000).find_map(|_| client.send(&[0; 1000]).err());
+    assert_eq!(error, Some(Error::Corrupt));
+    let core = client.core();
+    assert!(core.outgoing.lock(core.platform).fault().is_some());
+    assert_eq!(client.gone(), None);
+    client.process();
+    assert_eq!(client.gone(), Some(Gone::Corrupt));
+}
+
+#[test]
+fn what_waits_in_line_when_the_channel_ends_was_not_sent_and_its_routines_are_told_so() {
+    static TOLD: Mutex<Vec<(usize, Result<(), Error>)>> = Mutex::new(Vec::new());
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = almost_full(&both);
+    for (number, flags) in [
+        (1, SendFlags::empty()),
+        (2, SendFlags::WAIT_FOR_COMPLETION),
+        (3, SendFlags::empty()),
+    ] {
+        let mut packet = client.packet_allocate().unwrap();
+        packet.set_pointer(number);
+        packet.set_completion_routine(|_, packet, status| TOLD.lock().unwrap().push((packet.pointer(), status)));
+        packet.send(&[0; 1000], None, flags).unwrap();
+    }
+    let watch = client.uncounted();
+    drop(client.disable(SOON).unwrap());
+    let mut told = TOLD.lock().unwrap();
+    told.sort_by_key(|(number, _)| *number);
+    assert_eq!(
+        *told,
+        [1, 2, 3].map(|number| (number, Err(Error::Gone(Gone::Disabled))))
+    );
+    // All are home.
+    let core = watch.core();
+    let outgoing = core.outgoing.lock(core.platform);
+    assert_eq!(
+        (outgoing.pool.len(), outgoing.has_line()),
+        (outgoing.packets as usize, false)
+    );
+}
+
+#[test]
+fn a_request_that_is_given_up_in_line_leaves_the_others_there() {
+    static SEEN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    let both = Loopback::new(|_, packet| SEEN.lock().unwrap().extend(&packet.payload()[..1])).unwrap();
+    let client = almost_full(&both);
+    client.send(&[b'a'; 1000]).unwrap();
+    let request = client.send_request(&[b'b'; 1000], None).unwrap();
+    client.send(&[b'c'; 1000]).unwrap();
+    drop(request);
+    both.host().process();
+    assert_eq!(SEEN.lock().unwrap()[15..], *b"ac");
+    assert_eq!(client.counters().outgoing_outstanding, 0);
 }
