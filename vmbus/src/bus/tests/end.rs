@@ -190,6 +190,46 @@ fn c9_an_emergency_in_the_middle_of_posting_has_an_area_of_its_own() {
     assert_eq!(*outcome.lock().unwrap(), Some(true));
 }
 
+/// A host may be too busy to take the message because it waits for us to take its own.
+#[test]
+fn c9_an_emergency_takes_what_a_busy_host_has_sent_before_it_asks_again() {
+    let (ground, _) = Ground::with_channel();
+    let bus = ground.connect();
+    ground.host.expect_crash();
+    // One lies in the slot, the other waits for it.
+    ground.host.send_raw(&[0x55; 8]);
+    ground.host.send_raw(&[0x55; 8]);
+    assert_eq!(ground.host.waiting_messages(0), 1);
+    ground.host.fail_posts(0x13, 1);
+    let waiting = Arc::new(Mutex::new(None));
+    // At the second attempt, whether there is an end of message before it or not.
+    for later in [1, 2] {
+        let seen = waiting.clone();
+        let step = ground.host.step_count() + later;
+        ground.host.at_step(step, When::Before, move |host, action| {
+            if matches!(action, Action::Post { .. }) {
+                seen.lock().unwrap().get_or_insert(host.waiting_messages(0));
+            }
+        });
+    }
+    assert!(bus.emergency_unload());
+    assert_eq!(*waiting.lock().unwrap(), Some(0));
+}
+
+/// A processor that was stopped while its controller came or went is left out, not waited for.
+#[test]
+fn c9_an_emergency_does_not_wait_for_who_changes_a_controller() {
+    let (ground, _) = Ground::with_channel();
+    let bus = ground.connect_with(Config {
+        emergency_timeout: Duration::from_millis(100),
+        ..Config::default()
+    });
+    ground.host.expect_crash();
+    let changing = bus.0.processor(ProcessorIndex(0)).unwrap().synic.write();
+    assert!(!bus.emergency_unload(), "nobody could look for the answer");
+    drop(changing);
+}
+
 #[test]
 fn c9_an_emergency_looks_at_every_processors_slot() {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 3));

@@ -281,3 +281,59 @@ fn a_full_ring_passes_and_a_channel_that_is_gone_does_not() {
     bench.server = offer_again(bench.server, &bench.host, &bench.received);
     assert_eq!(send(&bench.driver), Err(SendError::Gone));
 }
+
+#[test]
+fn the_owner_is_woken_when_the_channel_is_taken_away() {
+    let mut bench = Bench::new(TestPool::with_free(0..10));
+    bench.shake_hands();
+    let before = bench.wakes.load(Ordering::SeqCst);
+    bench.server.disable(SOON).map(drop).unwrap();
+    bench.host.process();
+    assert!(bench.wakes.load(Ordering::SeqCst) > before);
+    assert_eq!(bench.driver.run(at(0)), Progress::Idle);
+    assert_eq!(bench.driver.gone(), Some(Gone::Rescinded));
+    // Nothing is due any more.
+    assert_eq!(bench.driver.next_wakeup(), None);
+}
+
+/// From a callback of its own the channel cannot be closed: it stays, and is closed later.
+#[test]
+fn a_channel_that_cannot_be_closed_now_stays_and_is_closed_later() {
+    let Bench {
+        host,
+        platform,
+        server,
+        driver,
+        ..
+    } = Bench::new(TestPool::with_free(0..10));
+    let driver = Arc::new(Mutex::new(driver));
+    let outcomes: Arc<Mutex<Vec<Result<(), Error>>>> = Arc::default();
+    {
+        let mut locked = driver.lock().unwrap();
+        locked.detach(SOON).unwrap();
+        host.process();
+        let (weak, outcomes) = (Arc::downgrade(&driver), outcomes.clone());
+        let wake = move || {
+            if let Some(driver) = weak.upgrade()
+                && let Ok(mut driver) = driver.try_lock()
+            {
+                outcomes.lock().unwrap().push(driver.detach(SOON));
+            }
+        };
+        locked.attach(&host, Instance::Any, wake, SOON).unwrap();
+        locked.run(at(0));
+        assert!(locked.next_wakeup().is_some(), "an answer is due");
+    }
+    host.process();
+    server.send(&VERSION_ACCEPTED).unwrap();
+    host.process();
+    assert_eq!(*outcomes.lock().unwrap(), [Err(Error::WouldDeadlock)]);
+    let mut driver = driver.lock().unwrap();
+    assert!(driver.channel_counters().is_some(), "the channel is still there");
+    assert_eq!((driver.engine().state(), driver.next_wakeup()), (State::Closed, None));
+    driver.detach(SOON).unwrap();
+    assert!(driver.channel_counters().is_none());
+    host.process();
+    server.disable(SOON).map(drop).unwrap();
+    assert_eq!(platform.pages_in_use(), 0);
+}
