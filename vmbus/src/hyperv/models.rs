@@ -66,6 +66,12 @@ impl Machine {
         message_type.store(1, Ordering::Release);
     }
 
+    /// A further message comes: the hypervisor's side.
+    fn post(&self, number: u32) {
+        self.queue.lock().unwrap().insert(0, number);
+        self.deliver();
+    }
+
     /// The guest's side: what its interrupt handler's work does, until the slot is empty.
     fn drain(&self, release: Release, taken: &mut Vec<u32>) {
         while let Some(message) = take(&self.slot, release, || self.deliver()) {
@@ -104,6 +110,28 @@ fn m3_no_message_is_lost_between_hypervisor_and_guest() {
         assert_eq!(taken, [1, 2, 3]);
         assert!(machine.queue.lock().unwrap().is_empty(), "nobody asked for the rest");
     });
+}
+
+/// The flag is not set when the first message is delivered, so that it is the fence between freeing the slot and looking at the flag
+/// that counts: either the hypervisor sees the slot free, or the guest sees the flag.
+#[test]
+fn m3_a_message_that_is_posted_while_the_slot_is_emptied_is_delivered_or_asked_for() {
+    for release in [Release::Always, Release::IfUnchanged] {
+        model(move || {
+            let machine = Machine::new(&[1]);
+            machine.deliver();
+            let hypervisor = {
+                let machine = machine.clone();
+                thread::spawn(move || machine.post(2))
+            };
+            let mut taken = Vec::new();
+            machine.drain(release, &mut taken);
+            hypervisor.join().unwrap();
+            // What was delivered last came with an interrupt of its own.
+            machine.drain(release, &mut taken);
+            assert_eq!(taken, [1, 2]);
+        });
+    }
 }
 
 /// In a crash the slot is emptied by another processor while its own may have stopped half-way: none is taken that was not

@@ -65,6 +65,38 @@ fn b6_a_processor_that_is_not_on_line_is_no_target() {
     ground.finish(bus);
 }
 
+/// The control page of the ring that sends says what its producer does; so it is seen whether it is made.
+#[test]
+fn r14_the_rings_are_made_before_the_host_hears_of_their_memory() {
+    const FEATURES: u64 = 64;
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let platform = ground.platform;
+    let announced = move || {
+        let mut word = [0; 4];
+        let pages = platform.page_addresses().into_iter();
+        pages
+            .filter(|page| platform.guest_read(page + FEATURES, &mut word).is_ok() && word == [1, 0, 0, 0])
+            .count()
+    };
+    let before = announced();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let at_post = seen.clone();
+    ground
+        .host
+        .at_step(ground.host.step_count(), When::Before, move |_, action| {
+            at_post.lock().unwrap().push((action, announced()));
+        });
+    let (opened, _) = open(&bus, channel);
+    let seen = seen.lock().unwrap().clone();
+    assert!(
+        matches!(seen[..], [(Action::Post { message_type: 8, .. }, rings)] if rings == before + 1),
+        "{seen:?}"
+    );
+    opened.close(SECOND).unwrap();
+    ground.finish(bus);
+}
+
 #[test]
 fn b6_a_channel_is_opened_and_moved_to_the_hypervisors_number_of_its_processor() {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 4));
