@@ -222,6 +222,7 @@ mod tests {
     #[test]
     fn q2_generations_wrap_without_an_id_of_zero() {
         let mut slab = Slab::new(1).unwrap();
+        assert_eq!(slab.next_id(), Some(RequestId(1 << 32)), "not from the first one on");
         slab.entries[0].generation = u32::MAX;
         let last = slab.insert(1).unwrap();
         slab.take(last).unwrap();
@@ -239,11 +240,17 @@ mod tests {
                 let guess = RequestId(guess);
                 prop_assert_eq!(slab.get_mut(guess).is_some(), live.contains(&guess));
             }
-            for (value, id) in (0..).zip(live) {
+            for (value, id) in (0..).zip(live.iter().copied()) {
                 prop_assert_eq!(slab.take(id), Some(value));
                 prop_assert_eq!(slab.take(id), None);
             }
             prop_assert_eq!(slab.used(), 0);
+            // The same places with others in them: who comes late finds nothing.
+            let next: Vec<RequestId> = (0..capacity).map(|value| slab.insert(value).unwrap()).collect();
+            for id in &live {
+                prop_assert!(slab.get_mut(*id).is_none() && slab.take(*id).is_none());
+            }
+            prop_assert!(next.iter().all(|id| !live.contains(id)));
         }
     }
 }
