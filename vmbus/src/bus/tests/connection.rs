@@ -233,6 +233,8 @@ fn m7_a_refused_connection_is_told_apart_from_an_unknown_version() {
             state: crate::protocol::contact::ConnectionState::UNKNOWN_FAILURE
         }
     );
+    // Refused is refused: the host does not use the pages of the contact.
+    assert_eq!(ground.platform.live_pages(), 0);
 }
 
 #[test]

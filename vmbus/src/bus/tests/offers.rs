@@ -1,6 +1,7 @@
 //! Offers and withdrawals.
 
 use std::string::ToString;
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::protocol::offer::OfferChannel;
@@ -94,7 +95,9 @@ fn the_operating_system_is_told_of_offers_that_come_and_go() {
     ground.host.rescind(channel);
     ground.settle(&bus);
     assert_eq!(HOOK.0.load(Ordering::SeqCst), 2);
+    // The end of the connection is the end of all of them.
     ground.finish(bus);
+    assert_eq!(HOOK.0.load(Ordering::SeqCst), 3);
 }
 
 #[test]
@@ -146,6 +149,62 @@ fn c1_an_id_is_handed_out_for_release_once_until_it_could_not_be_told() {
     assert_eq!(table.next_release(), release);
     table.released(place);
     assert!(table.next_release().is_none() && table.shown(offer.channel).is_none());
+    ground.finish(bus);
+}
+
+/// What is held back may have the largest id of all: its signals arrive when it is opened.
+#[test]
+fn c4_signals_of_what_was_held_back_arrive_whatever_its_id() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (old, _) = open(&bus, channel);
+    let new = ChannelId(2000);
+    ground.host.offer_as(new.0, model::Offer::new(CLASS, INSTANCE));
+    ground.host.rescind(channel.0);
+    ground.settle(&bus);
+    old.close(SECOND).unwrap();
+    ground.settle(&bus);
+    let (opened, recorder) = open(&bus, new);
+    ground.settle(&bus);
+    let before = recorder.count(&Told::Signalled);
+    ground.host.set_event_flag(0, 2, 2000);
+    ground.settle(&bus);
+    assert_eq!(recorder.count(&Told::Signalled), before + 1);
+    opened.close(SECOND).unwrap();
+    ground.finish(bus);
+}
+
+/// Looks at the bus as soon as it is told, which may find more.
+#[derive(Default)]
+struct Curious {
+    bus: Mutex<Option<Bus>>,
+    calls: AtomicUsize,
+}
+
+impl OfferEvents for Curious {
+    fn offers_changed(&self) {
+        assert!(self.calls.fetch_add(1, Ordering::SeqCst) < 9, "told again and again");
+        let bus = self.bus.lock().unwrap().clone();
+        if let Some(bus) = bus {
+            bus.poll();
+        }
+    }
+}
+
+#[test]
+fn who_is_told_of_an_offer_may_look_at_once_and_is_told_once() {
+    let curious: &'static Curious = Box::leak(Box::default());
+    let ground = Ground::hyper_v();
+    let bus = ground.connect_with(Config {
+        offer_events: Some(curious),
+        ..Config::default()
+    });
+    *curious.bus.lock().unwrap() = Some(bus.clone());
+    curious.calls.store(0, Ordering::SeqCst);
+    ground.host.offer(model::Offer::new(CLASS, INSTANCE));
+    ground.settle(&bus);
+    assert_eq!((curious.calls.load(Ordering::SeqCst), bus.offers().count()), (1, 1));
+    *curious.bus.lock().unwrap() = None;
     ground.finish(bus);
 }
 
