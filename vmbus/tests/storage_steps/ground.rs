@@ -53,60 +53,72 @@ pub(crate) enum Act {
     Announce,
 }
 
-/// All of them, what they are called, and how many lives have an error by them.
-pub(crate) const TROUBLES: [(&str, Trouble, u32); 24] = [
-    ("silence", Trouble::Effect(|| Effect::NeverAnswer), 46),
-    ("dead", Trouble::Dead, 46),
-    ("twice", Trouble::Effect(|| Effect::AnswerTwice), 0),
+/// All of them, what they are called, how many lives have an error by them, and how many calls in all these lives.
+pub(crate) const TROUBLES: [(&str, Trouble, u32, u32); 24] = [
+    ("silence", Trouble::Effect(|| Effect::NeverAnswer), 46, 46),
+    ("dead", Trouble::Dead, 46, 166),
+    ("twice", Trouble::Effect(|| Effect::AnswerTwice), 0, 0),
     (
         "an answer for the first id",
         Trouble::Effect(|| Effect::StrayAnswer(1 << 32)),
+        0,
         0,
     ),
     (
         "an answer for no id",
         Trouble::Effect(|| Effect::StrayAnswer(u64::MAX)),
         0,
+        0,
     ),
-    ("status", Trouble::Effect(|| Effect::Status(FAILED)), 5),
+    ("status", Trouble::Effect(|| Effect::Status(FAILED)), 5, 5),
     (
         "hardware error",
         Trouble::Effect(|| Effect::Answer(Outcome::hardware_error())),
+        10,
         10,
     ),
     (
         "no device",
         Trouble::Effect(|| Effect::Answer(Outcome::of(srb_status::NO_DEVICE, 0))),
         16,
+        26,
     ),
-    ("busy", Trouble::Effect(|| Effect::Answer(Outcome::busy())), 0),
-    ("empty", Trouble::Rewrite(|answer| answer.set_len(0)), 5),
-    ("half a header", Trouble::Rewrite(|answer| answer.set_len(8)), 10),
-    ("a header", Trouble::Rewrite(|answer| answer.set_len(12)), 10),
-    ("too long", Trouble::Rewrite(|answer| answer.set_len(128)), 15),
+    ("busy", Trouble::Effect(|| Effect::Answer(Outcome::busy())), 0, 0),
+    ("empty", Trouble::Rewrite(|answer| answer.set_len(0)), 5, 5),
+    ("half a header", Trouble::Rewrite(|answer| answer.set_len(8)), 10, 10),
+    ("a header", Trouble::Rewrite(|answer| answer.set_len(12)), 10, 10),
+    ("too long", Trouble::Rewrite(|answer| answer.set_len(128)), 15, 15),
     (
         "a question",
         Trouble::Rewrite(|answer| answer.put(0, &[3, 0, 0, 0])),
         15,
+        15,
     ),
-    ("a notice", Trouble::Rewrite(|answer| answer.put(0, &[11, 0, 0, 0])), 15),
-    ("ones", Trouble::Rewrite(|answer| answer.put(4, &[0xFF; 60])), 15),
-    ("late", Trouble::Later(Duration::from_secs(3)), 0),
-    ("too late", Trouble::Later(Duration::from_secs(30)), 46),
-    ("withdrawn instead", Trouble::Instead(Act::Withdraw), 46),
-    ("withdrawn behind", Trouble::Behind(Act::Withdraw), 45),
-    ("replaced", Trouble::Instead(Act::Replace), 46),
+    (
+        "a notice",
+        Trouble::Rewrite(|answer| answer.put(0, &[11, 0, 0, 0])),
+        15,
+        15,
+    ),
+    ("ones", Trouble::Rewrite(|answer| answer.put(4, &[0xFF; 60])), 15, 15),
+    ("late", Trouble::Later(Duration::from_secs(3)), 0, 0),
+    ("too late", Trouble::Later(Duration::from_secs(30)), 46, 46),
+    ("withdrawn instead", Trouble::Instead(Act::Withdraw), 46, 138),
+    ("withdrawn behind", Trouble::Behind(Act::Withdraw), 45, 106),
+    ("replaced", Trouble::Instead(Act::Replace), 46, 138),
     (
         "broken ring",
         Trouble::Instead(Act::Ring(Misbehaviour::WriteIndex(0x7fff_ffff))),
         46,
+        138,
     ),
     (
         "broken room",
         Trouble::Behind(Act::Ring(Misbehaviour::ReadIndex(4))),
         45,
+        178,
     ),
-    ("news", Trouble::Behind(Act::Announce), 0),
+    ("news", Trouble::Behind(Act::Announce), 0, 0),
 ];
 
 /// What is done while somebody looks at the clock: as by another processor, in no callback.
