@@ -434,13 +434,16 @@ fn rings_that_are_none_are_refused_before_anything_is_sent() {
         let error = bus.open(channel, &parameters, Recorder::default(), SECOND).unwrap_err();
         assert!(matches!(error, Error::InvalidRing(_)), "{error}");
     }
-    let parameters = OpenParameters {
-        outgoing_pages: 5000,
-        incoming_pages: 5000,
-        ..OpenParameters::default()
-    };
-    let error = bus.open(channel, &parameters, Recorder::default(), SECOND).unwrap_err();
-    assert!(matches!(error, Error::BadRange(_)), "{error}");
+    // Ten thousand pages are too many for Miri.
+    if !cfg!(miri) {
+        let parameters = OpenParameters {
+            outgoing_pages: 5000,
+            incoming_pages: 5000,
+            ..OpenParameters::default()
+        };
+        let error = bus.open(channel, &parameters, Recorder::default(), SECOND).unwrap_err();
+        assert!(matches!(error, Error::BadRange(_)), "{error}");
+    }
     assert_eq!(ground.posts_of(8), 0);
     ground.finish(bus);
 }

@@ -488,6 +488,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "pages by the ten thousand: hours in Miri")]
     fn bookkeeping_is_small_and_goes_away_with_the_pages() {
         let mut held = HeldPages::new();
         // Every second page of 2 GiB: as fragmented as it gets.

@@ -329,7 +329,8 @@ fn a_saved_state_that_was_tampered_with_is_refused_or_harmless() {
         whole
     };
     let mut refused = 0;
-    for at in 0..whole.len() {
+    let step = if cfg!(miri) { 101 } else { 1 };
+    for at in (0..whole.len()).step_by(step) {
         for change in [0xff, 0x01, 0x80] {
             let (pair, _) = hand_over(pair());
             let mut bytes = whole.clone();
@@ -358,7 +359,7 @@ fn a_saved_state_that_was_tampered_with_is_refused_or_harmless() {
         pair.close();
     }
     assert!(
-        refused > whole.len(),
+        refused > whole.len() / step,
         "{refused} of {} changes were refused",
         3 * whole.len()
     );

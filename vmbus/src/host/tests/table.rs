@@ -178,6 +178,7 @@ fn every_name_of_the_documentation_has_one_row() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads the sources")]
 fn every_item_of_the_table_exists() {
     let known: BTreeSet<String> = sources()
         .iter()
@@ -206,6 +207,7 @@ fn every_item_of_the_table_exists() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads the sources")]
 fn every_function_has_an_example() {
     let (mut functions, mut without) = (0, Vec::new());
     for (path, text) in sources() {
@@ -295,6 +297,7 @@ fn statements_about_blocking_and_order_run_with_threads() {
 
 /// No statement is shown by a test that asserts nothing of the code.
 #[test]
+#[cfg_attr(miri, ignore = "reads the sources")]
 fn each_test_of_a_statement_asserts_something() {
     let rows = std::fs::read_to_string(root().join("src/kmcl/statements.rs")).unwrap();
     let mut without = Vec::new();

@@ -142,6 +142,7 @@ fn connect(platform: &'static FakePlatform, host: &'static Host, hypervisor: &'s
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "pages by the ten thousand: hours in Miri")]
 fn each_host_balloons_unballoons_and_adds_memory() {
     for personality in [Personality::HyperV, Personality::Qemu, Personality::OpenVmm] {
         let mut machine = Machine::running(personality);

@@ -410,6 +410,7 @@ fn pages_that_the_host_gave_back_before_the_close_are_not_lost() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "half a million pages in a tree: nothing unsafe, and hours in Miri")]
 fn memory_is_added_as_far_as_the_pool_takes_it() {
     let answer = |pool: TestPool, packet: &[u8]| {
         let mut engine = running(pool);
@@ -432,9 +433,6 @@ fn memory_is_added_as_far_as_the_pool_takes_it() {
         pool
     };
     // 2 GiB is 16 calls; all of it, a part that ends within a call, nothing ever.
-    if cfg!(miri) {
-        return; // half a million pages in a tree: nothing unsafe, and hours
-    }
     assert_eq!(
         answer(pool(1 << 23, 1 << 19), &hot_add_request(1 << 23, 1 << 19)),
         (1 << 19, 1)
@@ -498,6 +496,7 @@ fn hot_add_requests_that_make_no_sense_are_refused_for_good() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "pages by the ten thousand: hours in Miri")]
 fn hot_adding_is_sliced_and_what_was_added_before_a_close_is_counted() {
     let mut pool = TestPool::with_free(0..10);
     pool.addable = PageRange::new(Pfn::new(1 << 23), 1 << 19);

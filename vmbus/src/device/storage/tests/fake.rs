@@ -152,8 +152,9 @@ impl Fake {
         let platform = TestPlatform::leak();
         let clock = Arc::new(AtomicU64::new(1));
         let looks = clock.clone();
-        // 10 us for each look.
-        let now = move || Instant::from_reference_units(looks.fetch_add(100, Ordering::Relaxed));
+        // 10 us for each look, 1 ms where a look takes that long.
+        let step = if cfg!(miri) { 10_000 } else { 100 };
+        let now = move || Instant::from_reference_units(looks.fetch_add(step, Ordering::Relaxed));
         let host = Host::new(platform, now).unwrap();
         let script = Arc::new(Mutex::new(Script::new(disks)));
         let server = Channel::allocate_server_with(&host, script.clone())

@@ -96,6 +96,7 @@ impl Machine {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "some hundred lives with thousands of pages: hours in Miri")]
 fn whatever_a_host_does_at_any_step_no_page_is_lost_and_the_device_works_again() {
     let mut machine_without_trouble = machine();
     let first = machine_without_trouble.host.step_count();
