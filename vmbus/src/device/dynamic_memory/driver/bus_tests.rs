@@ -142,7 +142,7 @@ fn connect(platform: &'static FakePlatform, host: &'static Host, hypervisor: &'s
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "pages by the ten thousand: hours in Miri")]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn each_host_balloons_unballoons_and_adds_memory() {
     for personality in [Personality::HyperV, Personality::Qemu, Personality::OpenVmm] {
         let mut machine = Machine::running(personality);
@@ -180,6 +180,7 @@ fn each_host_balloons_unballoons_and_adds_memory() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn reports_come_once_a_second_and_only_to_who_wants_them() {
     let mut machine = Machine::running(Personality::HyperV);
     let before = machine.control.statuses().len();
@@ -190,6 +191,7 @@ fn reports_come_once_a_second_and_only_to_who_wants_them() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn each_device_version_is_found() {
     for (max_version, asked) in [
         (0x2_0000, &[0x2_0000][..]),
@@ -214,6 +216,7 @@ fn each_device_version_is_found() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn a_silent_or_unwilling_device_leaves_a_reason_and_a_clean_channel() {
     for (verdict, reason) in [(Verdict::None, "answer"), (Verdict::Refuse, "refused")] {
         let device = model_device::Config {
@@ -236,6 +239,7 @@ fn a_silent_or_unwilling_device_leaves_a_reason_and_a_clean_channel() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
     let mut machine = Machine::running(Personality::Qemu);
     machine.control.balloon(5000);
@@ -268,6 +272,7 @@ fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn q12_a_host_that_lies_gets_nothing_and_the_channel_goes_on() {
     let mut machine = Machine::running(Personality::HyperV);
     machine.control.balloon(500);
@@ -291,6 +296,7 @@ fn q12_a_host_that_lies_gets_nothing_and_the_channel_goes_on() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn a_rescind_ends_the_conversation_and_the_pages_stay_held() {
     let mut machine = Machine::running(Personality::HyperV);
     machine.control.balloon(500);
