@@ -4,6 +4,7 @@
 mod attached;
 mod memory;
 mod selection;
+mod withdrawn;
 
 use std::boxed::Box;
 use std::string::{String, ToString};
