@@ -2,9 +2,9 @@
 
 #[cfg(feature = "host")]
 mod attached;
+mod beneath;
 mod memory;
 mod selection;
-mod withdrawn;
 
 use std::boxed::Box;
 use std::string::{String, ToString};
