@@ -16,7 +16,8 @@ use crate::protocol::{ChannelId, Guid};
 use crate::ring::{ExternalToSend, Header};
 use crate::{Deadline, Instant, Platform};
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.

@@ -19,7 +19,8 @@ use crate::platform::{Callers, Wait};
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// Where a channel is in its life.

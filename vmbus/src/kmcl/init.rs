@@ -16,7 +16,8 @@ use crate::fallible::{OutOfMemory, Shared, try_box};
 use crate::platform::ProcessorIndex;
 use crate::protocol::{ChannelId, Guid};
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// A channel that is not enabled, and may be initialised (KMCL: a disabled `VMBCHANNEL`).

@@ -28,7 +28,8 @@ use crate::fallible::{OutOfMemory, Shared, try_box};
 #[cfg(feature = "host")]
 use crate::memory::Mdl;
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// What the bus tells a channel.

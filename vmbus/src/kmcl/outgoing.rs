@@ -22,7 +22,8 @@ use core::sync::atomic::Ordering;
 use crate::protocol::packet::{PacketFlags, PacketType};
 use crate::ring::{Corruption, Header, Producer, Room, WriteError};
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// A request that waits for its completion: its packet, and who waits.

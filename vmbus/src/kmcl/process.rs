@@ -18,7 +18,8 @@ use super::{Channel, Context, Gone, Level};
 use crate::ring::Peek;
 use crate::sync::LockGuard;
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// After this many packets in a row the peer is asked not to signal until the batch ends.

@@ -21,7 +21,8 @@ use super::{Channel, Context, Error, Gone, OutgoingPacket, Refused, SendFlags, S
 use crate::Deadline;
 use crate::memory::Mdl;
 
-#[cfg(all(test, feature = "host"))]
+#[cfg(test)]
+#[cfg(feature = "host")]
 mod tests;
 
 /// A synchronous request was sent, and completed if it asked for that.

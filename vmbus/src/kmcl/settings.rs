@@ -378,7 +378,7 @@ mod tests {
             ("", ""),
             ("disk", "disk"),
             (long.as_str(), &long[..NAME_BYTES]),
-            (&std::format!("{}é", &long[2..]), &std::format!("{}", &long[2..])),
+            (&std::format!("{}é", &long[2..]), &long[2..]),
             (&std::format!("{}€€", &long[3..]), &long[3..]),
         ] {
             let name = Name::new(text);

@@ -105,11 +105,11 @@ fn nothing_overtakes_the_line_and_nothing_is_sent_before_the_start() {
 
 #[test]
 fn a_larger_quota_has_room_in_line_for_all_its_answers() {
-    const COUNT: usize = 100;
+    const COUNT: u32 = 100;
     static HELD: Mutex<Vec<IncomingPacket<()>>> = Mutex::new(Vec::new());
     let both = Loopback::new(|_, packet| HELD.lock().unwrap().push(packet)).unwrap();
-    both.server().set_transaction_quota(COUNT as u32).unwrap();
-    let client = both.client().unwrap().init_set_maximum_packet_count(COUNT as u32);
+    both.server().set_transaction_quota(COUNT).unwrap();
+    let client = both.client().unwrap().init_set_maximum_packet_count(COUNT);
     let client = client.enable(SOON).unwrap();
     for _ in 0..COUNT {
         let packet = client.packet_allocate().unwrap();
@@ -117,7 +117,7 @@ fn a_larger_quota_has_room_in_line_for_all_its_answers() {
         both.server().process();
     }
     let held = std::mem::take(&mut *HELD.lock().unwrap());
-    assert_eq!(held.len(), COUNT);
+    assert_eq!(held.len(), COUNT as usize);
     for packet in held {
         packet.complete(&[1; 1000]).unwrap();
     }
@@ -125,7 +125,7 @@ fn a_larger_quota_has_room_in_line_for_all_its_answers() {
     let counters = client.counters();
     assert_eq!(
         (counters.outgoing_outstanding, counters.bytes_received),
-        (0, 1000 * COUNT as u64)
+        (0, 1000 * u64::from(COUNT))
     );
 }
 
