@@ -124,6 +124,11 @@ impl<M: RingMemory, S: AsMut<[u64]>> Consumer<M, S> {
     /// [`ReadError::Corrupt`] if the peer broke the ring.
     #[inline]
     pub fn has_packets(&mut self) -> Result<bool, ReadError> {
+        if self.is_at_end() { Ok(false) } else { self.has_more() }
+    }
+
+    #[inline(never)]
+    fn has_more(&mut self) -> Result<bool, ReadError> {
         match self.state.refill(&self.memory) {
             Ok(()) => Ok(true),
             Err(ReadError::Empty) => Ok(false),
@@ -131,10 +136,23 @@ impl<M: RingMemory, S: AsMut<[u64]>> Consumer<M, S> {
         }
     }
 
+    /// Returns true if the peer has written nothing beyond what was read: its index is our own position.
+    #[inline]
+    fn is_at_end(&self) -> bool {
+        let state = &self.state;
+        state.available == 0 && state.fault.is_none() && observe(&self.memory.control().write_index) == state.read
+    }
+
     /// Gives back the room of all packets taken, and says whether the peer sleeps for it: whether the free room has just
     /// reached what it waits for.
     #[inline]
     pub fn commit(&mut self) -> Signal {
+        self.commit_here()
+    }
+
+    /// [`commit`](Self::commit) for where one packet at a time is read: inlined.
+    #[inline(always)]
+    pub(crate) fn commit_here(&mut self) -> Signal {
         let state = &mut self.state;
         if state.read == state.published {
             return Signal::NotNeeded;

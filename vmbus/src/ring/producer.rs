@@ -184,8 +184,15 @@ impl<M: RingMemory> Producer<M> {
 
     /// Makes all staged packets visible, and says whether the peer sleeps: whether the ring was empty and its signals are not
     /// masked.
-    #[inline]
+    // By itself: once a batch, it would cost the loops around it more registers than the call does.
+    #[inline(never)]
     pub fn commit(&mut self) -> Signal {
+        self.commit_here()
+    }
+
+    /// [`commit`](Self::commit) for where one packet at a time is sent: inlined.
+    #[inline(always)]
+    pub(crate) fn commit_here(&mut self) -> Signal {
         let state = &mut self.state;
         if state.write == state.committed {
             return Signal::NotNeeded;
@@ -200,6 +207,15 @@ impl<M: RingMemory> Producer<M> {
             publish_and_signal(&control.write_index, state.write);
             return Signal::Needed;
         }
+        self.commit_to_awake()
+    }
+
+    /// Makes staged packets visible to a peer that may be awake.
+    #[inline(never)]
+    fn commit_to_awake(&mut self) -> Signal {
+        let state = &mut self.state;
+        let control = self.memory.control();
+        let before = state.committed;
         // Not to signal needs a reason that holds after all is visible. Publishing orders the packets in front of the index, and
         // the index in front of the two loads below: a consumer that unmasks and then finds the ring empty has unmasked before
         // our load, or we have published before its.

@@ -31,15 +31,17 @@ pub(in crate::ring) fn has_fast_strings() -> bool {
     PERMITTED && state() >= USABLE_AND_FAST_STRINGS
 }
 
-/// Whether vectors of 64 bytes can be used, too.
+/// Whether vectors of 64 bytes can be used, too, as far as is known: false before anybody has asked [`usable`]. One look.
 #[inline]
 pub(in crate::ring) fn has_wide() -> bool {
-    PERMITTED && state() == USABLE_AND_WIDE
+    PERMITTED && STATE.load(Ordering::Relaxed) == USABLE_AND_WIDE
 }
+
+/// What was found out.
+static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 #[inline]
 fn state() -> u8 {
-    static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
     match STATE.load(Ordering::Relaxed) {
         UNKNOWN => {
             let state = detect();

@@ -55,18 +55,17 @@ pub(super) unsafe fn short(dst: *mut u8, src: *const u8, len: usize) {
 #[inline]
 pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
+    if (WIDE_RATHER_THAN_AVX..STRING_RATHER_THAN_AVX).contains(&len) && super::avx::has_wide() {
+        const { assert!(super::avx::WIDE_AT_LEAST <= WIDE_RATHER_THAN_AVX) };
+        // SAFETY: the same conditions, and the processor and its system have AVX-512.
+        return unsafe { super::avx::wide_to_shared(dst, src, len) };
+    }
+    #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
         const { assert!(super::avx::AT_LEAST <= INLINE_AT_MOST) };
-        if len >= WIDE_RATHER_THAN_AVX {
-            const { assert!(super::avx::WIDE_AT_LEAST <= WIDE_RATHER_THAN_AVX) };
-            if len >= STRING_RATHER_THAN_AVX && super::avx::has_fast_strings() {
-                // SAFETY: the same conditions.
-                return unsafe { string(dst, src, len) };
-            }
-            if super::avx::has_wide() {
-                // SAFETY: the same conditions, and the processor and its system have AVX-512.
-                return unsafe { super::avx::wide_to_shared(dst, src, len) };
-            }
+        if len >= STRING_RATHER_THAN_AVX && super::avx::has_fast_strings() {
+            // SAFETY: the same conditions.
+            return unsafe { string(dst, src, len) };
         }
         // SAFETY: the same conditions, and the processor and its system have AVX.
         return unsafe { super::avx::to_shared(dst, src, len) };
@@ -83,11 +82,12 @@ pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
 #[inline]
 pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
+    if len >= WIDE_RATHER_THAN_AVX && super::avx::has_wide() {
+        // SAFETY: the same conditions, and the processor and its system have AVX-512.
+        return unsafe { super::avx::wide_from_shared(dst, src, len) };
+    }
+    #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
-        if len >= WIDE_RATHER_THAN_AVX && super::avx::has_wide() {
-            // SAFETY: the same conditions, and the processor and its system have AVX-512.
-            return unsafe { super::avx::wide_from_shared(dst, src, len) };
-        }
         // SAFETY: the same conditions, and the processor and its system have AVX.
         return unsafe { super::avx::from_shared(dst, src, len) };
     }
