@@ -9,6 +9,8 @@ mod word;
 use core::fmt;
 use core::ops::DerefMut;
 
+#[cfg(feature = "host")]
+pub(crate) use self::word::Mark;
 #[cfg(loom)]
 pub(crate) use self::word::ModelWord;
 pub(crate) use self::word::Word;
@@ -18,6 +20,9 @@ use crate::platform::{Callers, DispatchToken};
 /// A spin lock whose holder is in a dispatch section of the platform.
 pub struct Lock<T> {
     held: Word,
+    /// The holder's section. It lies here and not in the guard so that a guard is one address: where calls come one at a time
+    /// there are no sections, and a guard that had room for one would be carried about for nothing.
+    section: word::Guarded<DispatchSection>,
     value: word::Guarded<T>,
 }
 
@@ -35,6 +40,7 @@ impl<T> Lock<T> {
     const fn for_callers(callers: Callers, value: T) -> Self {
         Self {
             held: Word::new(callers, FREE),
+            section: word::Guarded::new(DispatchSection::none()),
             value: word::Guarded::new(value),
         }
     }
@@ -42,14 +48,29 @@ impl<T> Lock<T> {
     /// Enters a dispatch section and takes the lock. Context: task or deferred work.
     #[inline]
     pub fn lock(&self, platform: &'static dyn Platform) -> LockGuard<'_, T> {
-        let section = DispatchSection::enter_for(self.held.callers(), platform);
-        if !self.try_hold() {
+        self.lock_on(|| platform)
+    }
+
+    /// [`lock`](Self::lock) that asks for the platform only if it needs it.
+    #[inline]
+    pub(crate) fn lock_on(&self, platform: impl FnOnce() -> &'static dyn Platform) -> LockGuard<'_, T> {
+        if self.held.replace_alone(FREE, HELD) {
+            LockGuard { lock: self }
+        } else {
+            self.lock_in_section(platform)
+        }
+    }
+
+    /// Takes the lock in a dispatch section, or after others. By itself, so that locks of those whose calls come one at a time
+    /// take little room where they are taken.
+    #[cold]
+    #[inline(never)]
+    fn lock_in_section(&self, platform: impl FnOnce() -> &'static dyn Platform) -> LockGuard<'_, T> {
+        let section = DispatchSection::enter_for(self.held.callers(), platform());
+        if self.held.compare_exchange_with_others(FREE, HELD).is_err() {
             self.hold_later();
         }
-        LockGuard {
-            lock: self,
-            _section: section,
-        }
+        LockGuard::in_section(self, section)
     }
 
     #[inline]
@@ -72,10 +93,7 @@ impl<T> Lock<T> {
     /// Takes the lock if it is free, without a dispatch section: for the crash path, which runs alone.
     pub fn try_lock_in_emergency(&self) -> Option<impl DerefMut<Target = T> + '_> {
         // Made only if the lock was taken: the drop of a guard frees it.
-        self.try_hold().then(|| LockGuard {
-            lock: self,
-            _section: DispatchSection::none(),
-        })
+        self.try_hold().then(|| LockGuard { lock: self })
     }
 
     /// Returns the value, which nobody else can reach.
@@ -131,15 +149,26 @@ impl Drop for DispatchSection {
 /// The right to use what a [`Lock`] guards.
 pub struct LockGuard<'a, T> {
     lock: &'a Lock<T>,
-    // Left after the lock, whose guard lets go in its own drop, in front of its fields': with the section left first, deferred
-    // work could run here and spin on the lock for ever.
-    _section: DispatchSection,
 }
 
 impl<T> Drop for LockGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
+        if !self.lock.held.replace_alone(HELD, FREE) {
+            self.leave();
+        }
+    }
+}
+
+impl<T> LockGuard<'_, T> {
+    /// Lets go, and then leaves the section: with the section left first, deferred work could run here and spin on the lock for
+    /// ever.
+    #[cold]
+    #[inline(never)]
+    fn leave(&self) {
+        let section = self.take_section();
         self.lock.held.store(FREE);
+        drop(section);
     }
 }
 

@@ -5,13 +5,16 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use super::{Lock, LockGuard};
+use super::{DispatchSection, Lock, LockGuard};
 use crate::platform::Callers;
+
+/// Set in a word that is changed by plain instructions: with the state in one byte, one comparison shows both.
+const ALONE: u8 = 0x80;
 
 macro_rules! word {
     ($name:ident, $atomic:ty, $kind:ident $(, $constant:tt)?) => {
-        /// A byte of state, changed by whole steps: with locked instructions where several processors may come, with plain ones where
-        /// the platform promises that nobody else does.
+        /// Seven bits of state, changed by whole steps: with locked instructions where several processors may come, with plain ones
+        /// where the platform promises that nobody else does.
         #[derive(Debug)]
         pub(crate) struct $name {
             word: $atomic,
@@ -20,8 +23,9 @@ macro_rules! word {
 
         impl $name {
             pub(crate) $($constant)? fn new(callers: Callers, value: u8) -> Self {
+                let alone = if matches!(callers, Callers::OneAtATime) { ALONE } else { 0 };
                 Self {
-                    word: <$atomic>::new(value),
+                    word: <$atomic>::new(value | alone),
                     callers,
                 }
             }
@@ -34,33 +38,53 @@ macro_rules! word {
             /// Acquire.
             #[inline]
             pub(crate) fn load(&self) -> u8 {
-                self.word.load(Ordering::Acquire)
+                self.word.load(Ordering::Acquire) & !ALONE
             }
 
             /// Release.
             #[inline]
             pub(crate) fn store(&self, value: u8) {
-                self.word.store(value, Ordering::Release);
+                let alone = if self.callers == Callers::OneAtATime { ALONE } else { 0 };
+                self.word.store(value | alone, Ordering::Release);
+            }
+
+            /// Replaces `old` by `new` if that is what is there and nobody else can come: false says nothing.
+            #[inline]
+            pub(crate) fn replace_alone(&self, old: u8, new: u8) -> bool {
+                // Nobody comes between the two, by the platform's promise.
+                let is_old = self.word.load(Ordering::Relaxed) == old | ALONE;
+                if is_old {
+                    self.word.store(new | ALONE, Ordering::Relaxed);
+                }
+                is_old
             }
 
             /// Replaces `old` by `new` in one step, sequentially consistent; returns what was found instead of `old`.
             #[inline]
             pub(crate) fn compare_exchange(&self, old: u8, new: u8) -> Result<(), u8> {
+                if self.replace_alone(old, new) {
+                    return Ok(());
+                }
+                self.compare_exchange_late(old, new)
+            }
+
+            #[cold]
+            #[inline(never)]
+            fn compare_exchange_late(&self, old: u8, new: u8) -> Result<(), u8> {
+                self.compare_exchange_with_others(old, new)
+            }
+
+            /// [`compare_exchange`](Self::compare_exchange) for a word that others may change.
+            #[inline]
+            pub(crate) fn compare_exchange_with_others(&self, old: u8, new: u8) -> Result<(), u8> {
                 match self.callers {
+                    // It was not the old one, and nobody has come meanwhile.
+                    Callers::OneAtATime => Err(self.load()),
+                    Callers::OneProcessor => on_one_processor!($kind, &self.word, old, new),
                     Callers::Anywhere => self
                         .word
                         .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
                         .map(|_| ()),
-                    Callers::OneProcessor => on_one_processor!($kind, &self.word, old, new),
-                    // Nobody comes between the two, by the platform's promise.
-                    Callers::OneAtATime => {
-                        let found = self.word.load(Ordering::Relaxed);
-                        if found != old {
-                            return Err(found);
-                        }
-                        self.word.store(new, Ordering::Relaxed);
-                        Ok(())
-                    }
                 }
             }
 
@@ -81,7 +105,7 @@ macro_rules! word {
             #[cfg(feature = "alloc")]
             #[inline]
             fn change(&self, change: impl Fn(u8) -> u8) -> u8 {
-                let mut old = self.word.load(Ordering::Relaxed);
+                let mut old = self.load();
                 while let Err(found) = self.compare_exchange(old, change(old)) {
                     old = found;
                 }
@@ -133,6 +157,52 @@ fn on_one_processor(word: &AtomicU8, old: u8, new: u8) -> Result<(), u8> {
         .map(|_| ())
 }
 
+/// A mark that whoever signals sets, and whoever works takes.
+#[cfg(feature = "host")]
+#[derive(Debug)]
+pub(crate) struct Mark {
+    // A byte of its own and no `Word`: setting it is one store.
+    is_set: AtomicU8,
+    callers: Callers,
+}
+
+#[cfg(feature = "host")]
+impl Mark {
+    pub(crate) const fn new(callers: Callers) -> Self {
+        Self {
+            is_set: AtomicU8::new(0),
+            callers,
+        }
+    }
+
+    /// Release.
+    #[inline]
+    pub(crate) fn set(&self) {
+        self.is_set.store(1, Ordering::Release);
+    }
+
+    /// Acquire.
+    #[inline]
+    pub(crate) fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes the mark if it is set, in one step.
+    #[inline]
+    pub(crate) fn take(&self) -> bool {
+        // Looked at first: as a rule it is not.
+        if !self.is_set() {
+            return false;
+        }
+        if self.callers == Callers::OneAtATime {
+            // Nobody comes between the two, by the platform's promise.
+            self.is_set.store(0, Ordering::Relaxed);
+            return true;
+        }
+        self.is_set.swap(0, Ordering::SeqCst) != 0
+    }
+}
+
 /// What a lock guards.
 pub(super) struct Guarded<T>(UnsafeCell<T>);
 
@@ -148,6 +218,23 @@ impl<T> Guarded<T> {
 
 // SAFETY: the value is reached by whoever holds the lock alone, so sharing the lock is sending the value to and fro.
 unsafe impl<T: Send> Sync for Guarded<T> {}
+
+impl<'a, T> LockGuard<'a, T> {
+    /// Makes the guard of a lock that was just taken in `section`, which lies in the lock meanwhile.
+    pub(super) const fn in_section(lock: &'a Lock<T>, section: DispatchSection) -> Self {
+        let guard = Self { lock };
+        // SAFETY: the section is the holder's, as the value is: see below; nothing refers to it. There is none in it, since the last
+        // holder has taken its own, so nothing is lost.
+        unsafe { lock.section.0.get().write(section) };
+        guard
+    }
+
+    /// Takes the section out of the lock, if there is one.
+    pub(super) fn take_section(&self) -> DispatchSection {
+        // SAFETY: as above; the lock is still held.
+        core::mem::replace(unsafe { &mut *self.lock.section.0.get() }, DispatchSection::none())
+    }
+}
 
 impl<T> Deref for LockGuard<'_, T> {
     type Target = T;
