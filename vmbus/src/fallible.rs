@@ -9,12 +9,14 @@ use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use zerocopy::FromZeros;
+
+mod handle;
+pub(crate) use handle::{Borrowed, Handle};
 
 /// The heap has no memory left for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -145,52 +147,6 @@ impl<T> Shared<T> {
     const fn counted(&self) -> &Counted<T> {
         // SAFETY: the value lives as long as it has an owner, and `self` is one.
         unsafe { self.pointer.as_ref() }
-    }
-}
-
-/// A [`Shared`] that is an owner, or only lent by one: a lent handle counts nothing.
-pub(crate) struct Handle<T> {
-    shared: ManuallyDrop<Shared<T>>,
-    is_owner: bool,
-}
-
-impl<T> Handle<T> {
-    pub(crate) const fn owner(shared: Shared<T>) -> Self {
-        Self {
-            shared: ManuallyDrop::new(shared),
-            is_owner: true,
-        }
-    }
-
-    /// Makes a handle that is no owner.
-    ///
-    /// # Safety
-    ///
-    /// As long as it is used, the value has an owner.
-    pub(crate) const unsafe fn lent(owner: &Shared<T>) -> Self {
-        Self {
-            shared: ManuallyDrop::new(Shared {
-                pointer: owner.pointer,
-                _owns: PhantomData,
-            }),
-            is_owner: false,
-        }
-    }
-
-    pub(crate) const fn shared(&self) -> &Shared<T> {
-        // What `ManuallyDrop` derefs to, in a constant function: it is transparent.
-        // SAFETY: a reference to it is one to what it holds.
-        unsafe { &*(&raw const self.shared).cast::<Shared<T>>() }
-    }
-}
-
-impl<T> Drop for Handle<T> {
-    #[inline]
-    fn drop(&mut self) {
-        if self.is_owner {
-            // SAFETY: dropped once, here.
-            unsafe { ManuallyDrop::drop(&mut self.shared) };
-        }
     }
 }
 

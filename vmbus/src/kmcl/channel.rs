@@ -9,7 +9,7 @@ use super::outgoing::IfFull;
 use super::packet::Body;
 use super::settings::MAX_RANGES;
 use super::{Context, Counters, DisabledChannel, Error, Gone, Level, OutgoingPacket, Refused, Side};
-use crate::fallible::{Handle, Shared};
+use crate::fallible::{Borrowed, Handle, Shared};
 use crate::memory::DmaBuffer;
 use crate::protocol::packet::{PacketFlags, PacketType, TransferPageRange};
 use crate::protocol::{ChannelId, Guid};
@@ -45,9 +45,8 @@ mod tests;
 /// # }
 /// ```
 pub struct Channel<C: Context = ()> {
+    /// Marked if this handle keeps the channel open. One word, so that a packet, which has one, is two.
     core: Handle<Core<C>>,
-    /// Whether this handle keeps the channel open.
-    counted: bool,
 }
 
 impl<C: Context> Channel<C> {
@@ -55,8 +54,7 @@ impl<C: Context> Channel<C> {
     pub(crate) fn owner(core: &Shared<Core<C>>) -> Self {
         core.users.fetch_add(1, Ordering::Relaxed);
         Self {
-            core: Handle::owner(core.clone()),
-            counted: true,
+            core: Handle::marked_owner(core.clone()),
         }
     }
 
@@ -64,25 +62,25 @@ impl<C: Context> Channel<C> {
     pub(crate) fn borrowed(core: &Shared<Core<C>>) -> Self {
         Self {
             core: Handle::owner(core.clone()),
-            counted: false,
         }
     }
 
     pub(crate) fn uncounted(&self) -> Self {
-        Self::borrowed(self.shared())
+        Self::borrowed(&self.shared())
     }
 
     pub(crate) const fn lent(core: Handle<Core<C>>) -> Self {
-        Self { core, counted: false }
+        Self { core }
     }
 
-    pub(crate) const fn shared(&self) -> &Shared<Core<C>> {
+    #[inline]
+    pub(crate) fn shared(&self) -> Borrowed<'_, Core<C>> {
         self.core.shared()
     }
 
     #[inline]
     pub(crate) fn core(&self) -> &Core<C> {
-        self.core.shared()
+        &self.core
     }
 
     /// Returns the driver's own data about the channel (`VmbChannelGetPointer`).
@@ -511,7 +509,7 @@ impl<C: Context> Channel<C> {
     /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: delivery has stopped, but packets are
     /// still held, so call again; [`Error::Gone`].
     pub fn pause(&self, deadline: Deadline) -> Result<(), Error> {
-        Core::pause(self.shared(), self.core().until(deadline))
+        Core::pause(&self.shared(), self.core().until(deadline))
     }
 
     /// Delivers packets again (`VmbChannelStart`): calls the started and post-started callbacks. Nothing happens if the channel
@@ -531,7 +529,7 @@ impl<C: Context> Channel<C> {
     /// [`Error::WouldDeadlock`] from the channel's own callback; [`Error::WrongState`] if it is still being paused;
     /// [`Error::TimedOut`] if another callback did not end in time; [`Error::Gone`].
     pub fn start(&self, deadline: Deadline) -> Result<(), Error> {
-        Core::start(self.shared(), self.core().until(deadline))
+        Core::start(&self.shared(), self.core().until(deadline))
     }
 
     /// Closes the channel, or takes the offer back (`VmbChannelDisable`): delivery stops, packets that the driver holds are
@@ -553,8 +551,8 @@ impl<C: Context> Channel<C> {
     /// The handle comes back: [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: the channel ends,
     /// but the driver still holds packets, so call again.
     pub fn disable(self, deadline: Deadline) -> Result<DisabledChannel<C>, Refused<Self>> {
-        match Core::disable(self.shared(), self.core().until(deadline)) {
-            Ok(()) => match DisabledChannel::again(self.shared()) {
+        match Core::disable(&self.shared(), self.core().until(deadline)) {
+            Ok(()) => match DisabledChannel::again(&self.shared()) {
                 Ok(disabled) => Ok(disabled),
                 Err(error) => Err(Refused { error, given: self }),
             },
@@ -669,14 +667,14 @@ impl<C: Context> Channel<C> {
 
 impl<C: Context> Clone for Channel<C> {
     fn clone(&self) -> Self {
-        Self::owner(self.shared())
+        Self::owner(&self.shared())
     }
 }
 
 impl<C: Context> Drop for Channel<C> {
     #[inline]
     fn drop(&mut self) {
-        if self.counted {
+        if self.core.is_marked() {
             self.user_is_gone();
         }
     }
@@ -690,7 +688,7 @@ impl<C: Context> Channel<C> {
             return;
         }
         let until = self.core().until(DROP_DEADLINE);
-        if let Err(error) = Core::disable(self.shared(), until) {
+        if let Err(error) = Core::disable(&self.shared(), until) {
             log::warn!(target: "vmbus::kmcl", "{}: dropped, and not closed: {error}", self.friendly_name());
         }
     }

@@ -18,7 +18,7 @@ impl<C: Context> Channel<C> {
             // SAFETY: the packet's memory is out of its pool, or not completed, as long as the packet holds it, and so long
             // `Outgoing` keeps an owner. Who gives up the memory in a method of the packet, and gets that owner back, drops it
             // last; nobody else runs meanwhile, by the platform's promise.
-            Self::lent(unsafe { Handle::lent(self.shared()) })
+            Self::lent(unsafe { Handle::lent(&self.shared()) })
         } else {
             self.uncounted()
         }

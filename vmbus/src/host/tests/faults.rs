@@ -167,7 +167,7 @@ fn numbers_of_another_channel_mean_nothing_to_this_one() {
     drop(mdl);
     // A packet object goes out on the channel that it is of, whoever sends it.
     let packet = other.client.packet_allocate().unwrap();
-    assert!(Shared::is_same(packet.channel().shared(), other.client.shared()));
+    assert!(Shared::is_same(&packet.channel().shared(), &other.client.shared()));
     drop(packet);
     assert_eq!(pair.client.pause(Deadline::seconds(1)), Ok(()));
     pair.close();

@@ -22,7 +22,7 @@ fn an_end_that_comes_before_the_opening_is_found_by_whoever_opens() {
     core.end(Gone::Disabled);
     both.server().process();
     assert_eq!(core.phase(), Phase::Suspending);
-    Core::disable(both.server().shared(), core.until(SOON)).unwrap();
+    Core::disable(&both.server().shared(), core.until(SOON)).unwrap();
     assert_eq!(core.phase(), Phase::Ended);
 }
 
@@ -41,7 +41,7 @@ fn why_a_channel_ended_stays_when_it_is_disabled_unless_it_would_be_opened_again
     let client = both.open().unwrap();
     let server = both.server();
     server.core().end(Gone::Closed);
-    Core::disable(server.shared(), server.core().until(SOON)).unwrap();
+    Core::disable(&server.shared(), server.core().until(SOON)).unwrap();
     assert_eq!(
         (server.core().phase(), server.gone()),
         (Phase::Ended, Some(Gone::Disabled))

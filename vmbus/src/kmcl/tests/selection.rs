@@ -80,7 +80,7 @@ fn the_bus_takes_no_offers_and_maps_no_memory() {
     let ground = Ground::new();
     let channel = ground.client().enable(SOON).unwrap();
     let core = channel.core();
-    let sink = lifecycle::server_sink(channel.shared()).unwrap();
+    let sink = lifecycle::server_sink(&channel.shared()).unwrap();
     let offered = core.provider.offer(&core.settings, sink);
     assert_eq!(offered.map(drop), Err(Error::WrongState));
     let outgoing = core.outgoing.lock(core.platform);
