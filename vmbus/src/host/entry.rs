@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Host, Status};
 use crate::Platform;
@@ -12,7 +12,7 @@ use crate::kmcl::transport::{ServerSink, Sink, UserDefined};
 use crate::kmcl::{Error, GpadlAccess};
 use crate::memory::Mdl;
 use crate::protocol::{ChannelId, GpadlId, Guid};
-use crate::sync::{Lock, Word};
+use crate::sync::{Lock, Mark};
 
 /// Memory that the client shares.
 struct SharedMemory {
@@ -43,10 +43,11 @@ pub(crate) struct Entry {
     server: Lock<Option<Shared<Box<dyn ServerSink>>>>,
     client: Lock<Option<Shared<Box<dyn Sink>>>>,
     rings: Lock<Option<super::rings::Block>>,
-    /// Which ends are signalled, 1 or 0, by [`End`].
-    signalled: [Word; 2],
-    /// Changes whenever another server or client is to be told of signals.
-    version: AtomicU32,
+    /// Which ends are signalled, by [`End`].
+    signalled: [Mark; 2],
+    /// Changes whenever another server or client is to be told of signals. It begins with the channel's number in its upper half,
+    /// so that no two entries have the same.
+    version: AtomicU64,
     memory: Lock<Vec<SharedMemory>>,
 }
 
@@ -70,8 +71,8 @@ impl Entry {
             server: Lock::new_on(platform, Some(server)),
             client: Lock::new_on(platform, None),
             rings: Lock::new_on(platform, None),
-            signalled: [(); 2].map(|()| Word::new(platform.callers(), 0)),
-            version: AtomicU32::new(0),
+            signalled: [(); 2].map(|()| Mark::new(platform.callers())),
+            version: AtomicU64::new(u64::from(channel.0) << 32),
             memory: Lock::new_on(platform, Vec::new()),
         }
     }
@@ -171,7 +172,7 @@ impl Entry {
         self.is_server_open.store(is_open, Ordering::Release);
     }
 
-    const fn signalled(&self, end: End) -> &Word {
+    const fn signalled(&self, end: End) -> &Mark {
         let [server, client] = &self.signalled;
         match end {
             End::Server => server,
@@ -181,22 +182,20 @@ impl Entry {
 
     /// Marks an end as signalled.
     pub(super) fn mark(&self, end: End) {
-        self.signalled(end).store(1);
+        self.signalled(end).set();
     }
 
     pub(super) fn is_marked(&self, end: End) -> bool {
-        self.signalled(end).load() == 1
+        self.signalled(end).is_set()
     }
 
-    /// Takes the mark of an end that is to be run. All entries are looked at while others wait: nothing is changed where there
-    /// is none.
+    /// Takes the mark of an end that is to be run. One step: what the signaller wrote before it set the mark is visible.
     pub(super) fn take_mark(&self, end: End) -> bool {
-        // One step: what the signaller wrote before it set the mark is visible.
-        self.is_marked(end) && self.signalled(end).compare_exchange(1, 0).is_ok()
+        self.signalled(end).take()
     }
 
     /// Changes with the ends that [`server`](Self::server) and [`client`](Self::client) return.
-    pub(super) fn version(&self) -> u32 {
+    pub(super) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 

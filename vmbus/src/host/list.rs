@@ -6,16 +6,18 @@
 //! becomes an owner of its own.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use super::Host;
 use super::entry::{End, Entry};
 use crate::fallible::{OutOfMemory, Shared, TryPush};
 use crate::kmcl::transport::{ServerSink, Sink};
+use crate::sync::LockGuard;
 
 /// An owner of an end, for whoever runs it next.
 struct Runner<S: ?Sized> {
-    /// The entry's version when it was made.
-    version: u32,
+    /// The entry's version when it was made; no other entry has the same.
+    version: u64,
     sink: Shared<Box<S>>,
 }
 
@@ -61,59 +63,55 @@ impl Runs for dyn Sink {
 }
 
 impl Host {
+    #[inline]
+    fn entries(&self) -> LockGuard<'_, Vec<Listed>> {
+        self.inner.entries.lock_on(|| self.inner.platform)
+    }
+
     /// Runs the server ends that were signalled.
     #[inline]
     pub(crate) fn run_servers(&self) -> bool {
-        self.is_pending(End::Server) && self.run_all::<dyn ServerSink>()
+        self.inner.pending(End::Server).take() && self.run_all::<dyn ServerSink>()
     }
 
     /// Runs the client ends that were signalled.
     #[inline]
     pub(crate) fn run_clients(&self) -> bool {
-        self.is_pending(End::Client) && self.run_all::<dyn Sink>()
+        self.inner.pending(End::Client).take() && self.run_all::<dyn Sink>()
     }
 
-    #[inline]
-    fn is_pending(&self, end: End) -> bool {
-        self.inner.pending(end).load() == 1
-    }
-
+    /// Runs all that are marked. What is marked meanwhile behind the place is run as well, what is marked in front of it by the
+    /// next call.
+    #[inline(never)]
     fn run_all<S: Runs + ?Sized>(&self) -> bool {
-        // One step: what is marked behind it is marked for the next round.
-        let pending = self.inner.pending(S::END);
-        if pending.compare_exchange(1, 0).is_err() {
-            return false;
-        }
         let mut any = false;
         let mut index = 0;
-        let mut entries = self.inner.entries.lock(self.inner.platform);
+        let mut entries = self.entries();
         while let Some(listed) = entries.get_mut(index) {
             index = index.saturating_add(1);
             let Some(runner) = Self::take_runner::<S>(listed) else {
                 continue;
             };
-            let channel = listed.entry.channel;
             if let Some(rest @ [_, ..]) = entries.get(index..)
                 && rest.iter().any(|listed| listed.entry.is_marked(S::END))
             {
                 // Found by whoever looks meanwhile, on another processor or within the run.
-                pending.store(1);
+                self.inner.pending(S::END).set();
             }
             drop(entries);
             any = true;
             runner.sink.run();
-            entries = self.inner.entries.lock(self.inner.platform);
-            if let Some(listed) = entries.get_mut(index.wrapping_sub(1))
-                && listed.entry.channel == channel
-                && listed.entry.version() == runner.version
-                && S::place(listed).is_none()
+            entries = self.entries();
+            let listed = entries.get_mut(index.wrapping_sub(1));
+            if let Some(listed) = listed.filter(|listed| listed.entry.version() == runner.version)
+                && let place @ None = S::place(listed)
             {
-                *S::place(listed) = Some(runner);
+                *place = Some(runner);
             } else {
                 // Nobody wants it any more: the driver's code may run in its drop, so not under the lock.
                 drop(entries);
                 drop(runner);
-                entries = self.inner.entries.lock(self.inner.platform);
+                entries = self.entries();
             }
         }
         any
@@ -155,7 +153,7 @@ impl Host {
     /// Lets go of an offer's old ends.
     fn forget(&self, entry: &Shared<Entry>) {
         let mut old = (None, None);
-        let mut entries = self.inner.entries.lock(self.inner.platform);
+        let mut entries = self.entries();
         if let Some(listed) = entries.iter_mut().find(|listed| Shared::is_same(&listed.entry, entry)) {
             old = (listed.server.take(), listed.client.take());
         }
@@ -164,7 +162,7 @@ impl Host {
     }
 
     pub(crate) fn publish(&self, entry: Shared<Entry>) -> Result<(), OutOfMemory> {
-        self.inner.entries.lock(self.inner.platform).try_push(Listed {
+        self.entries().try_push(Listed {
             entry,
             server: None,
             client: None,
@@ -174,7 +172,7 @@ impl Host {
     }
 
     pub(crate) fn withdraw(&self, entry: &Shared<Entry>) {
-        let mut entries = self.inner.entries.lock(self.inner.platform);
+        let mut entries = self.entries();
         let at = entries.iter().position(|other| Shared::is_same(&other.entry, entry));
         // In its place and order: the others may be run by their index.
         let gone = at.map(|at| entries.remove(at));
@@ -184,13 +182,13 @@ impl Host {
     }
 
     pub(super) fn entry(&self, index: usize) -> Option<Shared<Entry>> {
-        let entries = self.inner.entries.lock(self.inner.platform);
+        let entries = self.entries();
         entries.get(index).map(|listed| listed.entry.clone())
     }
 
     /// Returns the first offer that `wanted` accepts.
     pub(crate) fn find(&self, mut wanted: impl FnMut(&Entry) -> bool) -> Option<Shared<Entry>> {
-        let entries = self.inner.entries.lock(self.inner.platform);
+        let entries = self.entries();
         let found = entries.iter().find(|listed| wanted(&listed.entry));
         found.map(|listed| listed.entry.clone())
     }

@@ -57,7 +57,7 @@ use crate::kmcl::transport::{OfferSource, ProviderHandle, sealed};
 use crate::kmcl::{Counters, Error, Gone, Side};
 use crate::platform::{ProcessorIndex, Wait};
 use crate::protocol::ChannelId;
-use crate::sync::{Lock, Word};
+use crate::sync::{Lock, Mark};
 use crate::{Instant, Platform};
 
 pub(crate) struct Inner {
@@ -65,7 +65,7 @@ pub(crate) struct Inner {
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
     entries: Lock<Vec<Listed>>,
     /// Whether ends of this kind are signalled, 1 or 0: only then the list is looked at.
-    pending: [Word; 2],
+    pending: [Mark; 2],
     next_channel: AtomicU32,
     next_gpadl: AtomicU32,
     generation: AtomicU64,
@@ -73,7 +73,7 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    const fn pending(&self, end: End) -> &Word {
+    const fn pending(&self, end: End) -> &Mark {
         let [server, client] = &self.pending;
         match end {
             End::Server => server,
@@ -113,7 +113,7 @@ impl Host {
                 platform,
                 clock,
                 entries: Lock::new_on(platform, Vec::new()),
-                pending: [(); 2].map(|()| Word::new(platform.callers(), 0)),
+                pending: [(); 2].map(|()| Mark::new(platform.callers())),
                 next_channel: AtomicU32::new(LOCAL_CHANNEL_IDS),
                 next_gpadl: AtomicU32::new(1),
                 generation: AtomicU64::new(0),
@@ -214,7 +214,7 @@ impl Host {
     fn signal(&self, entry: &Entry, end: End) {
         entry.mark(end);
         // Behind it: who takes this one finds that one.
-        self.inner.pending(end).store(1);
+        self.inner.pending(end).set();
         self.schedule();
     }
 
