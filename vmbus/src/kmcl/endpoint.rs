@@ -15,8 +15,8 @@ use super::transport::{OfferFacts, Provider};
 use super::{Context, Error, Gone, SendFlags, Side};
 use crate::fallible::{Shared, try_vec_with_capacity};
 use crate::memory::{DmaBuffer, Mdl};
-use crate::platform::{Callers, Wait};
-use crate::sync::Lock;
+use crate::platform::{Callers, TaskId, Wait};
+use crate::sync::{Lock, LockGuard};
 use crate::{Deadline, Instant, Platform};
 
 #[cfg(test)]
@@ -150,14 +150,26 @@ impl<C: Context> Core<C> {
 
     /// The channel has ended, or will not come to be. What keeps it is returned if nothing else does.
     pub(crate) fn is_over(&self) -> Option<Shared<Self>> {
-        self.outgoing.lock(self.platform).is_over(&self.counters)
+        self.outgoing().is_over(&self.counters)
     }
 
     /// Returns true if the driver holds no incoming packet.
     pub(crate) fn is_idle(&self) -> bool {
         // Completions are counted under this lock.
-        let _outgoing = self.outgoing.lock(self.platform);
+        let _outgoing = self.outgoing();
         self.counters.indicated() == 0
+    }
+
+    /// Takes the lock of the sending side.
+    #[inline]
+    pub(crate) fn outgoing(&self) -> LockGuard<'_, Outgoing<C>> {
+        self.outgoing.lock_on(|| self.platform)
+    }
+
+    /// Takes the lock of the receiving side; that of the sending side may be taken behind it.
+    #[inline]
+    pub(crate) fn incoming(&self) -> LockGuard<'_, Incoming<C>> {
+        self.incoming.lock_on(|| self.platform)
     }
 
     #[inline]
@@ -179,8 +191,17 @@ impl<C: Context> Core<C> {
         gone_from(self.ending.load(Ordering::Acquire))
     }
 
+    /// Returns what runs here. Where calls come one at a time, whoever calls while another call is in progress is within it.
+    #[inline]
+    pub(crate) fn current_task(&self) -> TaskId {
+        match self.gate.callers() {
+            Callers::OneAtATime => TaskId(0),
+            Callers::OneProcessor | Callers::Anywhere => self.platform.current_task(),
+        }
+    }
+
     pub(crate) fn inside(&self) -> Option<Inside> {
-        self.gate.inside(self.platform.current_task())
+        self.gate.inside(self.current_task())
     }
 
     /// Refuses a call that waits for a callback of this channel, if it comes from one.
@@ -224,8 +245,7 @@ impl<C: Context> Core<C> {
     /// Ends requests if the peer has taken the offer back: it has given up all memory with it.
     fn notice_withdrawal(&self) {
         let is_withdrawn = self
-            .outgoing
-            .lock(self.platform)
+            .outgoing()
             .transport
             .as_ref()
             .is_some_and(|transport| transport.is_withdrawn());
@@ -285,7 +305,7 @@ impl<C: Context> Core<C> {
             Phase::Ended => Err(self.gone().unwrap_or(Gone::Disabled).into()),
             // A channel that is paused before its first start has sent nothing, and what it sends now waits in line.
             Phase::Suspending => Err(self.gone().map_or(Error::WrongState, Error::Gone)),
-            Phase::Paused if self.outgoing.lock(self.platform).flowing => Err(Error::WrongState),
+            Phase::Paused if self.outgoing().flowing => Err(Error::WrongState),
             _ => match self.gone() {
                 Some(gone) if self.side == Side::Client => Err(gone.into()),
                 _ => Ok(()),
@@ -315,7 +335,7 @@ impl<C: Context> Core<C> {
     /// Returns the memory that the packet in flight with this id lends.
     #[cfg(feature = "host")]
     pub(crate) fn lent(&self, transaction_id: u64) -> Option<Mdl> {
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         let request = outgoing.table.get_mut(super::slab::RequestId(transaction_id))?;
         let body = &request.body;
         // What waits in line is not known to the peer.
@@ -324,7 +344,7 @@ impl<C: Context> Core<C> {
 
     /// Takes a free packet.
     pub(crate) fn take_packet(&self) -> Result<PacketMemory<C>, Error> {
-        let body = self.outgoing.lock(self.platform).pool.pop();
+        let body = self.outgoing().pool.pop();
         body.ok_or_else(|| {
             add(&self.counters.refused, 1);
             Error::TooManyPackets
@@ -334,14 +354,15 @@ impl<C: Context> Core<C> {
     /// Puts a packet back, or frees it if it is in the caller's memory. What keeps the channel comes back if this was the last
     /// thing that it was kept for; who has come with a handle of its own may drop that at once.
     pub(crate) fn free_packet(&self, mut body: PacketMemory<C>) -> Option<Shared<Self>> {
-        // Lent memory is given up outside the lock.
-        let lent = body.lent.take();
-        let mut outgoing = self.outgoing.lock(self.platform);
+        if body.lent.is_some() {
+            // Given up outside the lock.
+            body.lent = None;
+        }
+        let mut outgoing = self.outgoing();
         let outside = outgoing.put_back(body);
         let last = outgoing.keeper_if_all_is_home(&self.counters);
         drop(outgoing);
         drop(outside);
-        drop(lent);
         last
     }
 
@@ -355,7 +376,7 @@ impl<C: Context> Core<C> {
         if let Err(error) = self.may_send(payload.len()) {
             return Err((error, body));
         }
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         if !outgoing.count(&mut body, &self.counters) {
             return Err((Error::TooManyPackets, body));
         }
@@ -393,7 +414,7 @@ impl<C: Context> Core<C> {
     /// Sends a packet that nobody waits for and that needs no packet object, unless it has to wait in line.
     pub(crate) fn send_plain(&self, payload: &[u8], if_full: IfFull) -> Result<(), Error> {
         self.may_send(payload.len())?;
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         if outgoing.try_send(payload, &self.counters)? {
             return Ok(());
         }
@@ -417,10 +438,10 @@ impl<C: Context> Core<C> {
     /// Moves packets that went out late to where they belong: those with a routine to be delivered, the others to the pool.
     pub(crate) fn collect_placed(&self) {
         loop {
-            let next = self.outgoing.lock(self.platform).take_placed(&self.counters);
+            let next = self.outgoing().take_placed(&self.counters);
             match next {
                 Some(body) if body.routine.is_some() => {
-                    self.incoming.lock(self.platform).make_ready(Ready::Completed(body));
+                    self.incoming().make_ready(Ready::Completed(body));
                 }
                 Some(body) => drop(self.free_packet(body)),
                 None => return,
@@ -431,10 +452,8 @@ impl<C: Context> Core<C> {
     /// Takes memory of completed packets back to the receiving side. If it still cannot read on, the next completion brings
     /// `process` back.
     pub(crate) fn refill(&self, incoming: &mut Incoming<C>) -> bool {
-        let mut outgoing = self.outgoing.lock(self.platform);
-        while let Some(slot) = outgoing.next_returned() {
-            incoming.put_back(slot);
-        }
+        let mut outgoing = self.outgoing();
+        incoming.put_all_back(outgoing.returned());
         // Exact: completions are counted under this lock.
         let can_read = incoming.has_slot(&self.counters);
         outgoing.set_reader_waits(!can_read);
@@ -449,7 +468,7 @@ impl<C: Context> Core<C> {
 
     /// Has `process` run again, after whoever processes now.
     pub(crate) fn reschedule(&self) {
-        if let Some(transport) = &self.outgoing.lock(self.platform).transport {
+        if let Some(transport) = &self.outgoing().transport {
             transport.schedule();
         }
     }

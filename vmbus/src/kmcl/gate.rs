@@ -59,7 +59,16 @@ impl Gate {
     /// Takes the gate if it is free, and takes the note away; otherwise leaves a note that there is work.
     #[inline]
     pub(crate) fn enter(&self, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
-        let mut found = 0;
+        // As a rule it is free, and nobody has left a note.
+        match self.state.compare_exchange(0, TAKEN) {
+            Ok(()) => Some(self.entered(task, inside)),
+            Err(found) => self.enter_where(found, task, inside),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn enter_where(&self, mut found: u8, task: TaskId, inside: Inside) -> Option<Entered<'_>> {
         loop {
             let wanted = if found & TAKEN == 0 { TAKEN } else { found | NOTE };
             match self.state.compare_exchange(found, wanted) {
@@ -102,6 +111,13 @@ impl Gate {
     #[inline]
     fn leave(&self) -> bool {
         self.holder.store(usize::MAX, Ordering::Relaxed);
+        self.state.compare_exchange(TAKEN, 0).is_err() && self.leave_noted()
+    }
+
+    /// Leaves a gate in which a note may lie; the note stays.
+    #[cold]
+    #[inline(never)]
+    fn leave_noted(&self) -> bool {
         self.state.clear(TAKEN) & NOTE != 0
     }
 

@@ -388,7 +388,7 @@ impl<C: Context> IncomingPacket<C> {
         if let Some(body) = self.body.take() {
             let core = self.core();
             add(&core.counters.failed, 1);
-            core.incoming.lock(core.platform).stopped = true;
+            core.incoming().stopped = true;
             let last = core.complete(body, &[]);
             drop(last);
         }
@@ -416,7 +416,7 @@ impl<C: Context> IncomingPacket<C> {
         {
             let core = self.core();
             add(&core.counters.failed, 1);
-            core.incoming.lock(core.platform).stopped = true;
+            core.incoming().stopped = true;
         }
         self.abandon();
     }
@@ -485,7 +485,7 @@ impl<C: Context> IncomingPacket<C> {
             let core = self.core();
             body.needs_passive = needs_passive;
             body.is_pending = false;
-            let mut incoming = core.incoming.lock(core.platform);
+            let mut incoming = core.incoming();
             incoming.held = incoming.held.wrapping_add(1);
             subtract_alone(&core.counters.incoming_outstanding, 1);
             incoming.put_first(Ready::Packet(body));
@@ -498,14 +498,24 @@ impl<C: Context> IncomingPacket<C> {
 }
 
 impl<C: Context> Drop for IncomingPacket<C> {
+    #[inline]
     fn drop(&mut self) {
+        // It has none as a rule: it was completed.
         if let Some(body) = self.body.take() {
-            let core = self.channel.core();
-            add(&core.counters.dropped, 1);
-            log::debug!(target: "vmbus::kmcl", "{}: a packet was dropped uncompleted", core.settings.name.as_str());
-            let last = core.complete(body, &[]);
-            drop(last);
+            self.complete_dropped(body);
         }
+    }
+}
+
+impl<C: Context> IncomingPacket<C> {
+    #[cold]
+    #[inline(never)]
+    fn complete_dropped(&self, body: Slot) {
+        let core = self.channel.core();
+        add(&core.counters.dropped, 1);
+        log::debug!(target: "vmbus::kmcl", "{}: a packet was dropped uncompleted", core.settings.name.as_str());
+        let last = core.complete(body, &[]);
+        drop(last);
     }
 }
 
@@ -644,13 +654,13 @@ impl<C: Context> Core<C> {
         if body.pinned.is_some() {
             body.pinned = None;
         }
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         outgoing.complete(body, answer, &self.counters);
         add_alone(&self.counters.incoming_completed, 1);
         let is_awaited = outgoing.wake_reader();
         let last = outgoing.keeper_if_all_is_home(&self.counters);
         drop(outgoing);
-        if is_awaited || (self.gone().is_some() && self.is_idle()) {
+        if is_awaited || (self.ending.load(Ordering::Acquire) != 0 && self.is_idle()) {
             self.schedule();
         }
         last
@@ -667,7 +677,7 @@ impl<C: Context> Core<C> {
             return Err(Error::InvalidExternalData { len, ranges: count });
         }
         // Asked under our lock: only a server asks, and only the client's locks are taken behind it, in which nobody asks back.
-        let outgoing = self.outgoing.lock(self.platform);
+        let outgoing = self.outgoing();
         let lent = outgoing
             .transport
             .as_ref()

@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering;
 
 #[cfg(feature = "host")]
 use super::Counters;
-use super::counters::{add, add_alone};
+
 use super::endpoint::{Core, Phase};
 use super::gate::{Entered, Inside};
 #[cfg(feature = "host")]
@@ -37,13 +37,7 @@ struct Receiver<C: Context>(Channel<C>);
 
 impl<C: Context> Sink for Receiver<C> {
     fn signalled(&self) {
-        let core = self.0.core();
-        if core.lends_handles() {
-            add_alone(&core.counters.signals_received, 1);
-        } else {
-            add(&core.counters.signals_received, 1);
-        }
-        Core::process(&self.0, Level::Dispatch);
+        Core::process_signalled(&self.0);
     }
 
     fn gone(&self, why: Gone) {
@@ -69,7 +63,7 @@ impl<C: Context> Sink for Receiver<C> {
 
 impl<C: Context> ServerSink for Receiver<C> {
     fn opened(&self, opened: Opened, until: Option<Instant>) -> Result<(), Error> {
-        Core::opened(self.0.shared(), opened, until)
+        Core::opened(&self.0.shared(), opened, until)
     }
 
     fn signalled(&self) {
@@ -104,7 +98,7 @@ impl<C: Context> Core<C> {
 
     /// Takes the gate, waiting for a callback that runs.
     pub(crate) fn enter_by(&self, until: Option<Instant>) -> Result<Entered<'_>, Error> {
-        let task = self.platform.current_task();
+        let task = self.current_task();
         self.wait_plain(until, || self.gate.try_enter(task, Inside::Callback))
     }
 
@@ -262,14 +256,17 @@ impl<C: Context> Core<C> {
     /// Takes what steps can be taken towards the end of this opening, if it ends.
     #[inline]
     pub(crate) fn run_down_if_ending(&self, channel: &Channel<C>) {
-        if let Some(why) = self.gone() {
-            self.run_down(channel, why);
+        if self.ending.load(Ordering::Acquire) != 0 {
+            self.run_down(channel);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn run_down(&self, channel: &Channel<C>, why: Gone) {
+    fn run_down(&self, channel: &Channel<C>) {
+        let Some(why) = self.gone() else {
+            return;
+        };
         if matches!(self.phase(), Phase::Ended) {
             return;
         }

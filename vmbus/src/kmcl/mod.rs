@@ -34,6 +34,7 @@
 )]
 
 mod channel;
+mod completions;
 mod counters;
 mod endpoint;
 mod error;

@@ -49,6 +49,33 @@ pub(crate) enum IfFull {
     Refuse,
 }
 
+/// A packet was not written, and never will be.
+struct Failed;
+
+/// What a packet without page list is, in one register.
+#[derive(Clone, Copy)]
+struct Kind(u32);
+
+impl Kind {
+    const REQUEST: Self = Self::of(Header::in_band_with_completion(0));
+    const NOTICE: Self = Self::of(Header::in_band(0));
+    const COMPLETION: Self = Self::of(Header::completion(0));
+
+    const fn of(header: Header) -> Self {
+        Self(header.packet_type.0 as u32 | (header.flags.bits() as u32) << 16)
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of the number")]
+    const fn header(self, transaction_id: u64) -> Header {
+        Header {
+            packet_type: PacketType(self.0 as u16),
+            flags: PacketFlags::from_bits_retain((self.0 >> 16) as u16),
+            transaction_id,
+        }
+    }
+}
+
 /// The sending side.
 pub(crate) struct Outgoing<C: Context> {
     /// None while the channel is not open.
@@ -72,6 +99,8 @@ pub(crate) struct Outgoing<C: Context> {
     is_over: bool,
     /// The peer broke the ring.
     pub(crate) broken: bool,
+    /// Why the last packet was not written, until that is told.
+    failure: Option<Error>,
     packets: u32,
     /// Packets in the caller's memory that were sent and whose routine was not called. At most as many as the channel has of its
     /// own: with this, there is room in every line for all that may be in it.
@@ -105,6 +134,7 @@ impl<C: Context> Outgoing<C> {
             keeper: None,
             is_over: false,
             broken: false,
+            failure: None,
             packets,
             callers: 0,
         })
@@ -128,31 +158,62 @@ impl<C: Context> Outgoing<C> {
     }
 
     /// Writes one packet, if nothing waits in front of it: `Ok(false)` if it has to wait.
-    fn try_write(
-        &mut self,
-        header: Header,
-        payload: &[u8],
-        lent: Option<&Lent>,
-        counters: &LiveCounters,
-    ) -> Result<bool, Error> {
+    ///
+    /// All that comes and goes here does so in registers: a result with an error in it, or a header, would go through memory.
+    fn try_write(&mut self, kind: Kind, id: u64, payload: &[u8], counters: &LiveCounters) -> Result<bool, Failed> {
         if !self.queue.is_empty() || !self.flowing {
             return Ok(false);
         }
         let Some(ring) = &mut self.ring else {
             return Ok(false);
         };
-        match write(ring, header, payload, lent, counters) {
+        match ring.send(kind.header(id), payload) {
             Ok(()) => {
+                count_sent(counters, payload.len());
+                if ring.commit_here().is_needed() {
+                    self.signal(counters);
+                }
+                Ok(true)
+            }
+            Err(error) => self.not_written(&error, payload.len(), counters),
+        }
+    }
+
+    /// The same for a request in the table that lends memory.
+    #[inline(never)]
+    fn try_write_lending(&mut self, id: RequestId, payload: &[u8], counters: &LiveCounters) -> Result<bool, Failed> {
+        if !self.queue.is_empty() || !self.flowing {
+            return Ok(false);
+        }
+        let lent = self.table.get_mut(id).and_then(|request| request.body.lent.as_ref());
+        let (Some(ring), Some(lent)) = (&mut self.ring, lent) else {
+            return Ok(false);
+        };
+        match write_lending(ring, Header::gpa_direct(id.0), payload, lent) {
+            Ok(()) => {
+                count_sent(counters, payload.len());
                 self.commit(counters);
                 Ok(true)
             }
-            Err(WriteError::Full { .. }) => Ok(false),
-            Err(error) => {
-                let error = self.fail(&error, payload.len());
-                self.note_work(counters);
-                Err(error)
-            }
+            Err(error) => self.not_written(&error, payload.len(), counters),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_written(&mut self, error: &WriteError, len: usize, counters: &LiveCounters) -> Result<bool, Failed> {
+        if let WriteError::Full { .. } = error {
+            return Ok(false);
+        }
+        self.failure = Some(self.fail(error, len));
+        self.note_work(counters);
+        Err(Failed)
+    }
+
+    /// Returns why the last packet was not written.
+    #[cold]
+    fn failure(&mut self) -> Error {
+        self.failure.take().unwrap_or(Error::Corrupt)
     }
 
     const fn fail(&mut self, error: &WriteError, len: usize) -> Error {
@@ -183,38 +244,62 @@ impl<C: Context> Outgoing<C> {
     }
 
     /// Sends a packet that waits for its completion; on an error the packet comes back.
+    #[inline]
     pub(crate) fn send_request(
         &mut self,
-        mut body: PacketMemory<C>,
+        body: PacketMemory<C>,
         waiter: Waiter,
         payload: &[u8],
         if_full: IfFull,
         counters: &LiveCounters,
     ) -> Result<RequestId, (Error, PacketMemory<C>)> {
-        let Some(id) = self.table.next_id() else {
-            add(&counters.refused, 1);
-            return Err((Error::TooManyPackets, body));
-        };
-        let header = request_header(&body, id);
-        let written = match self.try_write(header, payload, body.lent.as_ref(), counters) {
-            Ok(written) => written,
-            Err(error) => return Err((error, body)),
-        };
-        if !written {
-            if if_full == IfFull::Refuse || !self.may_queue(counters) {
-                return Err((Error::RingFull, body));
+        let lends = body.lent.is_some();
+        let id = match self.table.insert(InFlight { body, waiter }) {
+            Ok(id) => id,
+            Err(InFlight { body, .. }) => {
+                add(&counters.refused, 1);
+                return Err((Error::TooManyPackets, body));
             }
-            body.keep(payload);
-        }
+        };
         add_alone(&counters.outgoing_outstanding, 1);
-        // There is room in the table, so this cannot fail.
-        let inserted = self.table.insert(InFlight { body, waiter });
-        debug_assert!(inserted.is_ok_and(|inserted| inserted == id), "the id was the next one");
-        if !written {
+        let written = if lends {
+            self.try_write_lending(id, payload, counters)
+        } else {
+            self.try_write(Kind::REQUEST, id.0, payload, counters)
+        };
+        match written {
+            Ok(true) => Ok(id),
+            written => self.request_is_not_written(id, written.is_ok(), payload, if_full, counters),
+        }
+    }
+
+    /// Puts a request that is in the table in line, if there is to be one and it may wait there; otherwise takes it back.
+    #[inline(never)]
+    fn request_is_not_written(
+        &mut self,
+        id: RequestId,
+        may_wait: bool,
+        payload: &[u8],
+        if_full: IfFull,
+        counters: &LiveCounters,
+    ) -> Result<RequestId, (Error, PacketMemory<C>)> {
+        let error = if !may_wait {
+            self.failure()
+        } else if if_full == IfFull::Queue && self.may_queue(counters) {
+            if let Some(InFlight { body, .. }) = self.table.get_mut(id) {
+                body.keep(payload);
+            }
             self.queue.push_back(Queued::Request(id));
             self.watch_room(counters);
+            return Ok(id);
+        } else {
+            Error::RingFull
+        };
+        // It was put there just now.
+        match self.take_sent(id, counters) {
+            Some(InFlight { body, .. }) => Err((error, body)),
+            None => Ok(id),
         }
-        Ok(id)
     }
 
     /// Sends a packet that waits for nothing. It comes back when it is in the ring: at once (`Ok(Some)`), or later through
@@ -228,7 +313,7 @@ impl<C: Context> Outgoing<C> {
     ) -> Result<Option<PacketMemory<C>>, (Error, PacketMemory<C>)> {
         // Once it is in the ring; it may have been sent before, and failed.
         body.outcome = Ok(0);
-        match self.try_write(Header::in_band(0), payload, None, counters) {
+        match self.try_write(Kind::NOTICE, 0, payload, counters) {
             Ok(true) => Ok(Some(body)),
             Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
             Ok(false) => {
@@ -237,13 +322,14 @@ impl<C: Context> Outgoing<C> {
                 self.watch_room(counters);
                 Ok(None)
             }
-            Err(error) => Err((error, body)),
+            Err(Failed) => Err((self.failure(), body)),
         }
     }
 
     /// Writes a packet that waits for nothing and needs no packet object: `Ok(false)` if it has to wait.
     pub(crate) fn try_send(&mut self, payload: &[u8], counters: &LiveCounters) -> Result<bool, Error> {
-        self.try_write(Header::in_band(0), payload, None, counters)
+        self.try_write(Kind::NOTICE, 0, payload, counters)
+            .map_err(|Failed| self.failure())
     }
 
     /// Writes any packet at once: `Ok(false)` if the ring has no room now.
@@ -280,7 +366,7 @@ impl<C: Context> Outgoing<C> {
     /// line, behind it.
     pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) {
         if body.wants_completion
-            && let Ok(false) = self.try_write(Header::completion(body.transaction_id), answer, None, counters)
+            && let Ok(false) = self.try_write(Kind::COMPLETION, body.transaction_id, answer, counters)
             && (self.ring.is_some() || !self.flowing)
         {
             add_alone(&counters.ring_full, 1);
@@ -303,9 +389,9 @@ impl<C: Context> Outgoing<C> {
         debug_assert!(lost.is_none(), "slots come back once");
     }
 
-    /// Takes memory back to the receiving side.
-    pub(crate) fn next_returned(&mut self) -> Option<Slot> {
-        self.returned.pop()
+    /// Returns the memory that is to go back to the receiving side.
+    pub(crate) const fn returned(&mut self) -> &mut Vec<Slot> {
+        &mut self.returned
     }
 
     /// Says whether the receiving side waits for a completion.

@@ -127,8 +127,8 @@ impl<C: Context> Body<C> {
     }
 
     pub(crate) fn reset(&mut self) {
+        debug_assert!(self.lent.is_none(), "given up outside the lock");
         self.len = 0;
-        self.lent = None;
         self.routine = None;
         self.pointer = 0;
         if !self.inline.is_empty() {
@@ -373,6 +373,7 @@ impl<C: Context> OutgoingPacket<C> {
         })
     }
 
+    #[inline]
     fn transmit(mut self, payload: &[u8], flags: SendFlags) -> Result<(), (Error, Self)> {
         let Some(body) = self.body.take() else {
             return Err((Error::WrongState, self));
@@ -388,12 +389,21 @@ impl<C: Context> OutgoingPacket<C> {
 }
 
 impl<C: Context> Drop for OutgoingPacket<C> {
+    #[inline]
     fn drop(&mut self) {
+        // It has none as a rule: it was sent.
         if let Some(body) = self.body.take() {
-            let last = self.channel.core().free_packet(body);
-            // The channel may end with its last packet: nothing looks at it from here on.
-            drop(last);
+            self.give_back(body);
         }
+    }
+}
+
+impl<C: Context> OutgoingPacket<C> {
+    #[inline(never)]
+    fn give_back(&self, body: PacketMemory<C>) {
+        let last = self.channel.core().free_packet(body);
+        // The channel may end with its last packet: nothing looks at it from here on.
+        drop(last);
     }
 }
 

@@ -1,21 +1,16 @@
 //! Delivery: [`Core::process`] reads the ring and calls the driver, one callback at a time; [`Core::absorb`] only reads.
 
 use core::sync::atomic::Ordering;
-use core::task::Waker;
 
+use super::completions::Settled;
 use super::counters::{add, add_alone};
 use super::endpoint::{Core, Phase};
 use super::gate::Inside;
 use super::incoming::IncomingPacket;
-use super::outgoing::InFlight;
-use super::packet::{OutgoingPacket, PacketMemory, Waiter};
-
-use super::receive::{Incoming, Read, Ready};
+use super::receive::{Incoming, Read, Ready, Slot};
 use super::settings::gone_code;
-use super::slab::RequestId;
-use super::transport::RingPages;
 use super::{Channel, Context, Gone, Level};
-use crate::ring::Peek;
+use crate::ring::Corruption;
 use crate::sync::LockGuard;
 
 #[cfg(test)]
@@ -29,12 +24,16 @@ const MASK_AFTER: u32 = 4;
 const BATCH_LIMIT: u32 = 1024;
 
 /// What a look at the ring brought.
-enum Found<C: Context> {
-    Ready(Ready<C>),
-    /// A completion that went to its task or to nobody.
-    Handled(Option<Waker>),
-    /// No more.
-    Nothing(End),
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Something; there may be more.
+    Taken,
+    /// The last one.
+    Last,
+    /// Nothing, and there is nothing more.
+    Nothing,
+    /// Nothing, with packets held back.
+    Held,
 }
 
 /// How the reading of the ring ended.
@@ -46,94 +45,222 @@ struct End {
     held: bool,
 }
 
+/// What is seldom found in a ring.
+enum Unusual {
+    /// A packet that may not be delivered now.
+    Held(Slot),
+    Empty,
+    NoSlot,
+    Corrupt(Corruption),
+}
+
 impl<C: Context> Core<C> {
     /// Delivers what there is: packets to the packet callback, completions to routines. If another one is doing that, it is
     /// told to look again.
     pub(crate) fn process(channel: &Channel<C>, level: Level) {
-        let this = channel.core();
-        let task = this.platform.current_task();
-        loop {
-            let Some(entered) = this.gate.enter(task, Inside::Callback) else {
-                return;
-            };
-            this.run_down_if_ending(channel);
-            this.batch(channel, level);
-            this.run_down_if_ending(channel);
-            if !entered.leave() {
-                return;
-            }
+        if Self::process_once(channel, level) {
+            Self::process_again(channel, level);
         }
     }
 
-    /// Whether packets may be delivered at this level.
+    /// The peer has signalled: counts that, and delivers what there is.
+    pub(crate) fn process_signalled(channel: &Channel<C>) {
+        let this = channel.core();
+        let counter = &this.counters.signals_received;
+        if this.lends_handles() {
+            add_alone(counter, 1);
+        } else {
+            add(counter, 1);
+        }
+        Self::process(channel, Level::Dispatch);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn process_again(channel: &Channel<C>, level: Level) {
+        while Self::process_once(channel, level) {}
+    }
+
+    /// Returns true if there is a reason to do it again. By itself, so that nothing is made ready for a second time that seldom
+    /// comes.
+    #[inline(never)]
+    fn process_once(channel: &Channel<C>, level: Level) -> bool {
+        let this = channel.core();
+        let Some(entered) = this.gate.enter(this.current_task(), Inside::Callback) else {
+            return false;
+        };
+        this.run_down_if_ending(channel);
+        this.batch(channel, level);
+        this.run_down_if_ending(channel);
+        entered.leave()
+    }
+
+    #[inline]
     fn may_deliver(&self, level: Level) -> bool {
         self.phase() == Phase::Running && (level == Level::Passive || !self.at_passive.load(Ordering::Relaxed))
     }
 
+    // Inlined, as is all that a packet's way needs; what is seldom needed is not, so that this one stays short.
+    #[inline(always)]
     fn batch(&self, channel: &Channel<C>, level: Level) {
         let (mut processed, mut taken) = (0_u32, 0_u32);
-        let waiting = loop {
-            let may_deliver = self.may_deliver(level);
-            let (found, is_last) = self.next(level, may_deliver);
-            match found {
-                Found::Ready(Ready::Packet(mut body)) => {
-                    processed = processed.wrapping_add(1);
-                    add_alone(&self.counters.packets_processed, 1);
-                    body.level = level;
-                    let packet = IncomingPacket::new(body, channel);
-                    match &self.callbacks.process_packet {
-                        Some(callback) => callback(channel, packet),
-                        // Completed empty, and counted, by being dropped.
-                        None => drop(packet),
-                    }
-                }
-                Found::Ready(Ready::Completed(body)) => Self::call_routine(channel, body),
-                Found::Handled(waker) => {
-                    if let Some(waker) = waker {
-                        waker.wake();
-                    }
-                }
-                Found::Nothing(End { again: true, .. }) => {}
-                Found::Nothing(End { held, .. }) => break held,
-            }
-            if is_last && !self.stirred.load(Ordering::Relaxed) {
-                break false;
+        let mut step;
+        loop {
+            step = self.step(channel, level, &mut processed);
+            // A callback may have put a packet back.
+            if step != Step::Taken && (step != Step::Last || !self.stirred.load(Ordering::Relaxed)) {
+                break;
             }
             self.stirred.store(false, Ordering::Relaxed);
             taken = taken.wrapping_add(1);
-            if taken == BATCH_LIMIT {
-                // A peer that never stops does not keep others from their turn.
-                let _ = self.end_of_reading(self.incoming.lock(self.platform), false);
-                self.reschedule();
-                break false;
-            }
             if taken == MASK_AFTER {
-                let incoming = &mut *self.incoming.lock(self.platform);
-                if let Some(ring) = &mut incoming.ring {
-                    ring.mask();
-                    incoming.masked = true;
-                }
+                self.mask();
             }
-        };
+            if taken == BATCH_LIMIT {
+                self.rest();
+                break;
+            }
+        }
         if processed > 0
             && let Some(callback) = &self.callbacks.processing_complete
         {
             callback(channel, processed);
         }
-        if waiting && level != Level::Passive {
+        if step == Step::Held && level != Level::Passive {
             self.wake_passive(channel);
         }
     }
 
-    /// Calls the routines of all packets that are completed.
-    pub(crate) fn deliver_routines(&self, channel: &Channel<C>) {
-        loop {
-            let next = self.incoming.lock(self.platform).next_completed();
-            match next {
-                Some(Ready::Completed(body)) => Self::call_routine(channel, body),
-                _ => return,
-            }
+    /// Takes the next thing and delivers it: first what is ready, then from the ring. Packets that may not be delivered are put in
+    /// line.
+    #[inline(always)]
+    fn step(&self, channel: &Channel<C>, level: Level, processed: &mut u32) -> Step {
+        if !self.may_deliver(level) {
+            return self.step_slowly(self.incoming(), channel, level, processed);
         }
+        let mut incoming = self.incoming();
+        if !incoming.is_plain() {
+            return self.step_slowly(incoming, channel, level, processed);
+        }
+        let unusual = match incoming.read(&self.counters) {
+            Read::Packet(body) => {
+                self.indicate();
+                let step = self.look_behind(incoming);
+                *processed = processed.wrapping_add(1);
+                self.deliver(channel, level, body);
+                return step;
+            }
+            Read::Completion(id, peek) => match self.routine_completion(id, peek) {
+                Ok(body) => {
+                    let step = self.look_behind(incoming);
+                    Self::call_routine(channel, body);
+                    return step;
+                }
+                Err(peek) => {
+                    let settled = self.completion(id, peek);
+                    return self.settle(incoming, settled, channel);
+                }
+            },
+            Read::Empty => Unusual::Empty,
+            Read::NoSlot => Unusual::NoSlot,
+            Read::Corrupt(corruption) => Unusual::Corrupt(corruption),
+        };
+        match self.unusual(incoming, unusual) {
+            Ok(incoming) => self.step_slowly(incoming, channel, level, processed),
+            Err(step) => step,
+        }
+    }
+
+    /// Whether what was just read is the last one: the ring is empty and its room given back, so that what comes later is
+    /// signalled, and there is no need to look again.
+    #[inline(always)]
+    fn look_behind(&self, mut incoming: LockGuard<'_, Incoming<C>>) -> Step {
+        // The ring was not sealed a moment ago; what stands ready is another turn's.
+        if incoming.has_more() || self.end_of_reading(incoming, false).again {
+            Step::Taken
+        } else {
+            Step::Last
+        }
+    }
+
+    /// [`step`](Self::step) where more than the ring is to be looked at.
+    #[inline(never)]
+    fn step_slowly(
+        &self,
+        mut incoming: LockGuard<'_, Incoming<C>>,
+        channel: &Channel<C>,
+        level: Level,
+        processed: &mut u32,
+    ) -> Step {
+        let packets = self.may_deliver(level) && !incoming.stopped;
+        let (packet, step) = match incoming.next_ready(level, packets) {
+            Some(Ready::Packet(body)) => {
+                self.indicate();
+                drop(incoming);
+                (body, Step::Taken)
+            }
+            Some(Ready::Completed(body)) => {
+                drop(incoming);
+                Self::call_routine(channel, body);
+                return Step::Taken;
+            }
+            None => loop {
+                // Nothing overtakes a packet that stands ready and may not be delivered.
+                let deliver = packets && incoming.held == 0;
+                let unusual = match incoming.read_seldom(&self.counters) {
+                    Read::Packet(body) if deliver => {
+                        self.indicate();
+                        break (body, self.look_behind(incoming));
+                    }
+                    Read::Packet(body) => Unusual::Held(body),
+                    Read::Completion(id, peek) => {
+                        let settled = self.completion(id, peek);
+                        return self.settle(incoming, settled, channel);
+                    }
+                    Read::Empty => Unusual::Empty,
+                    Read::NoSlot => Unusual::NoSlot,
+                    Read::Corrupt(corruption) => Unusual::Corrupt(corruption),
+                };
+                match self.unusual(incoming, unusual) {
+                    Ok(held) => incoming = held,
+                    Err(step) => return step,
+                }
+            },
+        };
+        *processed = processed.wrapping_add(1);
+        self.deliver(channel, level, packet);
+        step
+    }
+
+    #[inline(always)]
+    fn deliver(&self, channel: &Channel<C>, level: Level, mut body: Slot) {
+        add_alone(&self.counters.packets_processed, 1);
+        body.level = level;
+        let packet = IncomingPacket::new(body, channel);
+        match &self.callbacks.process_packet {
+            Some(callback) => callback(channel, packet),
+            // Completed empty, and counted, by being dropped.
+            None => drop(packet),
+        }
+    }
+
+    /// Asks the peer not to signal until the batch ends.
+    #[cold]
+    #[inline(never)]
+    fn mask(&self) {
+        let incoming = &mut *self.incoming();
+        if let Some(ring) = &mut incoming.ring {
+            ring.mask();
+            incoming.masked = true;
+        }
+    }
+
+    /// Ends a batch that is long enough: a peer that never stops does not keep others from their turn.
+    #[cold]
+    #[inline(never)]
+    fn rest(&self) {
+        let _ = self.end_of_reading(self.incoming(), false);
+        self.reschedule();
     }
 
     fn wake_passive(&self, channel: &Channel<C>) {
@@ -145,32 +272,15 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Hands a packet back: to its routine, or to the pool if it has none.
-    #[inline]
-    fn call_routine(channel: &Channel<C>, mut body: PacketMemory<C>) {
-        let Some(routine) = body.routine else {
-            drop(channel.core().free_packet(body));
-            return;
-        };
-        if body.is_counted {
-            let core = channel.core();
-            core.outgoing.lock(core.platform).discount(&mut body);
-        }
-        let status = body.settle();
-        routine(channel, OutgoingPacket::new(body, channel), status);
-    }
-
     /// Gives the room of what was read back, and sends what waits in line.
-    #[inline]
+    #[inline(always)]
     fn end_of_reading(&self, mut incoming: LockGuard<'_, Incoming<C>>, is_blocked: bool) -> End {
         let held = incoming.held > 0 && !incoming.stopped;
-        let masked = core::mem::take(&mut incoming.masked);
-        let (signal, more) = match &mut incoming.ring {
-            None => (false, false),
-            Some(ring) if masked => ring
-                .unmask()
-                .map_or((false, false), |found| (found.signal.is_needed(), found.more)),
-            Some(ring) => (ring.commit().is_needed(), false),
+        let (signal, more) = if incoming.masked {
+            incoming.unmask()
+        } else {
+            let ring = incoming.ring.as_mut();
+            (ring.is_some_and(|ring| ring.commit_here().is_needed()), false)
         };
         drop(incoming);
         let again = (signal || self.counters.outgoing_work.load(Ordering::Acquire)) && self.outgoing_work(signal);
@@ -184,7 +294,7 @@ impl<C: Context> Core<C> {
     #[cold]
     #[inline(never)]
     fn outgoing_work(&self, signal: bool) -> bool {
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         if signal {
             outgoing.signal(&self.counters);
         }
@@ -208,57 +318,58 @@ impl<C: Context> Core<C> {
         placed || returned
     }
 
-    /// Takes the next thing: first what is ready, then from the ring. Without `packets`, packets are put in line. True if it is
-    /// the last one, the ring is empty and its room given back: what comes later is signalled, so there is no need to look again.
-    fn next(&self, level: Level, packets: bool) -> (Found<C>, bool) {
-        let mut incoming = self.incoming.lock(self.platform);
-        let packets = packets && !incoming.stopped;
-        if !incoming.ready.is_empty()
-            && let Some(ready) = incoming.next_ready(level, packets)
-        {
-            if let Ready::Packet(_) = ready {
-                self.indicate();
+    /// What seldom comes from a ring: the lock comes back where the next one is to be read.
+    #[inline(never)]
+    fn unusual<'c>(
+        &self,
+        mut incoming: LockGuard<'c, Incoming<C>>,
+        unusual: Unusual,
+    ) -> Result<LockGuard<'c, Incoming<C>>, Step> {
+        let is_blocked = match unusual {
+            Unusual::Held(body) => {
+                incoming.held = incoming.held.wrapping_add(1);
+                incoming.make_ready(Ready::Packet(body));
+                return Ok(incoming);
             }
-            return (Found::Ready(ready), false);
-        }
-        loop {
-            // Nothing overtakes a packet that stands ready and may not be delivered.
-            let deliver = packets && incoming.held == 0;
-            let found = match incoming.read(&self.counters) {
-                Read::Packet(body) if deliver => {
-                    self.indicate();
-                    Found::Ready(Ready::Packet(body))
+            Unusual::NoSlot if self.refill(&mut incoming) => return Ok(incoming),
+            Unusual::NoSlot => true,
+            Unusual::Empty => false,
+            Unusual::Corrupt(corruption) => {
+                drop(incoming);
+                self.corrupt(corruption);
+                return Err(Step::Nothing);
+            }
+        };
+        Err(match self.end_of_reading(incoming, is_blocked) {
+            End { again: true, .. } => Step::Taken,
+            End { held: true, .. } => Step::Held,
+            End { .. } => Step::Nothing,
+        })
+    }
+
+    /// Ends a request that a completion settled.
+    #[inline(never)]
+    fn settle(&self, incoming: LockGuard<'_, Incoming<C>>, settled: Settled<C>, channel: &Channel<C>) -> Step {
+        match settled {
+            Settled::Routine(body) => {
+                let step = self.look_behind(incoming);
+                Self::call_routine(channel, body);
+                step
+            }
+            Settled::Task(waker) => {
+                let step = self.look_behind(incoming);
+                if let Some(waker) = waker {
+                    waker.wake();
                 }
-                Read::Packet(body) => {
-                    incoming.held = incoming.held.wrapping_add(1);
-                    incoming.make_ready(Ready::Packet(body));
-                    continue;
+                step
+            }
+            Settled::Dropped(request) => {
+                drop(incoming);
+                if let Some(body) = request {
+                    drop(self.free_packet(body));
                 }
-                Read::Completion(id, peek) => match self.completion(id, peek) {
-                    Settled::Routine(body) => Found::Ready(Ready::Completed(body)),
-                    Settled::Task(waker) => Found::Handled(waker),
-                    Settled::Dropped(request) => {
-                        drop(incoming);
-                        if let Some(body) = request {
-                            drop(self.free_packet(body));
-                        }
-                        return (Found::Handled(None), false);
-                    }
-                },
-                Read::Empty => return (Found::Nothing(self.end_of_reading(incoming, false)), false),
-                Read::NoSlot => {
-                    if self.refill(&mut incoming) {
-                        continue;
-                    }
-                    return (Found::Nothing(self.end_of_reading(incoming, true)), false);
-                }
-                Read::Corrupt(corruption) => {
-                    drop(incoming);
-                    return (self.corrupt(corruption), false);
-                }
-            };
-            let is_last = incoming.is_drained() && !self.end_of_reading(incoming, false).again;
-            return (found, is_last);
+                Step::Taken
+            }
         }
     }
 
@@ -268,13 +379,9 @@ impl<C: Context> Core<C> {
         add_alone(&self.counters.incoming_outstanding, 1);
     }
 
-    fn corrupt(&self, corruption: impl core::fmt::Display) -> Found<C> {
+    fn corrupt(&self, corruption: impl core::fmt::Display) {
         self.say_corrupt(corruption);
         self.end(Gone::Corrupt);
-        Found::Nothing(End {
-            again: false,
-            held: false,
-        })
     }
 
     /// Says once what was wrong, and with which channel of which device. Holding no lock.
@@ -311,8 +418,8 @@ impl<C: Context> Core<C> {
     pub(crate) fn absorb(&self) {
         let mut has_lined_up = false;
         loop {
-            let mut incoming = self.incoming.lock(self.platform);
-            let (waker, freed) = match incoming.read(&self.counters) {
+            let mut incoming = self.incoming();
+            let (waker, freed) = match incoming.read_seldom(&self.counters) {
                 Read::Packet(body) => {
                     incoming.held = incoming.held.wrapping_add(1);
                     incoming.make_ready(Ready::Packet(body));
@@ -347,7 +454,7 @@ impl<C: Context> Core<C> {
                 }
                 Read::Corrupt(corruption) => {
                     drop(incoming);
-                    let _ = self.corrupt(corruption);
+                    self.corrupt(corruption);
                     return;
                 }
             };
@@ -360,101 +467,4 @@ impl<C: Context> Core<C> {
             }
         }
     }
-
-    /// Settles the request that a completion names. The completion is copied out of the ring, once, to the packet's memory.
-    #[inline]
-    fn completion(&self, id: RequestId, peek: Peek<'_, RingPages>) -> Settled<C> {
-        let len = peek.payload_len() as usize;
-        let mut outgoing = self.outgoing.lock(self.platform);
-        match outgoing.table.get_mut(id) {
-            // Not sent yet: the peer guesses.
-            Some(InFlight { body, .. }) if body.in_line => {}
-            Some(InFlight {
-                body,
-                waiter: Waiter::Routine,
-            }) => {
-                peek.take_payload_into(body.memory());
-                body.outcome = Ok(len);
-                let request = outgoing.take_sent(id, &self.counters);
-                return request.map_or(Settled::Dropped(None), |request| Settled::Routine(request.body));
-            }
-            Some(InFlight {
-                body,
-                waiter: waiter @ Waiter::Task(_),
-            }) => {
-                peek.take_payload_into(body.memory());
-                body.outcome = Ok(len);
-                return Settled::Task(match core::mem::replace(waiter, Waiter::Done) {
-                    Waiter::Task(waker) => waker,
-                    _ => None,
-                });
-            }
-            Some(InFlight {
-                waiter: Waiter::Nobody, ..
-            }) => {
-                peek.skip();
-                add(&self.counters.late_completions, 1);
-                let request = outgoing.take_sent(id, &self.counters);
-                return Settled::Dropped(request.map(|request| request.body));
-            }
-            // Completed already, or never asked: the peer guesses.
-            Some(InFlight {
-                waiter: Waiter::Done, ..
-            })
-            | None => {}
-        }
-        drop(outgoing);
-        peek.skip();
-        add(&self.counters.unknown_completions, 1);
-        Settled::Dropped(None)
-    }
-
-    /// Ends all requests with an error; the peer has given up their memory.
-    pub(crate) fn fail_requests(&self, why: Gone) {
-        loop {
-            let mut outgoing = self.outgoing.lock(self.platform);
-            let Some(id) = outgoing.table.find(|request| !matches!(request.waiter, Waiter::Done)) else {
-                break;
-            };
-            let request = outgoing.table.get_mut(id).map(|request| {
-                request.body.outcome = Err(why.into());
-                &mut request.waiter
-            });
-            match request {
-                Some(waiter @ Waiter::Task(_)) => {
-                    let waker = match core::mem::replace(waiter, Waiter::Done) {
-                        Waiter::Task(waker) => waker,
-                        _ => None,
-                    };
-                    drop(outgoing);
-                    if let Some(waker) = waker {
-                        waker.wake();
-                    }
-                }
-                _ => {
-                    let Some(request) = outgoing.take_request(id, &self.counters) else {
-                        continue;
-                    };
-                    drop(outgoing);
-                    match request.waiter {
-                        Waiter::Routine if request.body.routine.is_some() => {
-                            let ready = Ready::Completed(request.body);
-                            self.incoming.lock(self.platform).make_ready(ready);
-                        }
-                        _ => drop(self.free_packet(request.body)),
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Whose a completion was.
-enum Settled<C: Context> {
-    /// A routine's.
-    Routine(PacketMemory<C>),
-    /// A task's, which is to be woken.
-    Task(Option<Waker>),
-    /// Nobody's; a cancelled request ends with it.
-    Dropped(Option<PacketMemory<C>>),
 }

@@ -75,7 +75,7 @@ impl IncomingBody {
             .saturating_add(settings.client_context_size)
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, peek: Peek<'_, RingPages>) -> Result<(), ReadError> {
         let (packet_type, id) = (peek.packet_type(), peek.transaction_id());
         let (wants_completion, len, words) = (
@@ -266,6 +266,16 @@ impl<C: Context> Incoming<C> {
         debug_assert!(lost.is_none(), "slots come back once");
     }
 
+    /// Takes slots back, all of them: there is room for all that there are.
+    pub(crate) fn put_all_back(&mut self, slots: &mut Vec<Slot>) {
+        let room = self.pool.capacity().wrapping_sub(self.pool.len());
+        debug_assert!(slots.len() <= room, "slots come back once");
+        if slots.len() <= room {
+            // As one piece, and without a look at each.
+            self.pool.append(slots);
+        }
+    }
+
     /// Puts something in line for delivery; there is room for all slots and all packets.
     pub(crate) fn make_ready(&mut self, ready: Ready<C>) {
         debug_assert!(
@@ -282,19 +292,36 @@ impl<C: Context> Incoming<C> {
         !self.pool.is_empty() && counters.indicated().saturating_add(u64::from(self.held)) < u64::from(self.quota)
     }
 
-    /// Whether there is nothing to read or to deliver, and nothing held back.
+    /// Whether what is in the ring comes next, and may be taken.
     #[inline]
-    pub(crate) fn is_drained(&mut self) -> bool {
-        self.ready.is_empty()
-            && !self.sealed
-            && self
-                .ring
-                .as_mut()
-                .is_some_and(|ring| matches!(ring.has_packets(), Ok(false)))
+    pub(crate) fn is_plain(&self) -> bool {
+        self.ready.is_empty() && !self.stopped && !self.sealed
+    }
+
+    /// Whether there is more to deliver, or perhaps to read.
+    #[inline]
+    pub(crate) fn has_more(&mut self) -> bool {
+        let ring = self.ring.as_mut();
+        !self.ready.is_empty() || ring.is_none_or(|ring| !matches!(ring.has_packets(), Ok(false)))
+    }
+
+    /// [`read`](Self::read) for where it is seldom called.
+    #[inline(never)]
+    pub(crate) fn read_seldom(&mut self, counters: &LiveCounters) -> Read<'_> {
+        self.read(counters)
+    }
+
+    /// Has the peer signal again; returns whether it is to be signalled, and whether there is more to read.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn unmask(&mut self) -> (bool, bool) {
+        self.masked = false;
+        let unmasked = self.ring.as_mut().and_then(|ring| ring.unmask().ok());
+        unmasked.map_or((false, false), |found| (found.signal.is_needed(), found.more))
     }
 
     /// Looks at the ring; takes a packet out of it, or finds a completion in it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(&mut self, counters: &LiveCounters) -> Read<'_> {
         let Some(ring) = &mut self.ring else {
             return Read::Empty;
@@ -314,7 +341,7 @@ impl<C: Context> Incoming<C> {
             add_alone(&counters.bytes_received, u64::from(peek.payload_len()));
             return Read::Completion(RequestId(peek.transaction_id()), peek);
         }
-        if counters.indicated().saturating_add(u64::from(self.held)) >= u64::from(self.quota) {
+        if counters.indicated().wrapping_add(u64::from(self.held)) >= u64::from(self.quota) {
             return Read::NoSlot;
         }
         // None is free if some of those that are completed are still with the sending side.

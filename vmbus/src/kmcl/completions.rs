@@ -1,0 +1,157 @@
+//! Completions of the channel's own packets: from the ring to the packet that they answer, and to whoever waits for that.
+
+use core::task::Waker;
+
+use super::counters::{add, subtract_alone};
+use super::endpoint::Core;
+use super::outgoing::InFlight;
+use super::packet::{OutgoingPacket, PacketMemory, Waiter};
+use super::receive::Ready;
+use super::slab::RequestId;
+use super::transport::RingPages;
+use super::{Channel, Context, Gone};
+use crate::ring::Peek;
+
+/// Whose a completion was.
+pub(super) enum Settled<C: Context> {
+    /// A routine's.
+    Routine(PacketMemory<C>),
+    /// A task's, which is to be woken.
+    Task(Option<Waker>),
+    /// Nobody's; a cancelled request ends with it.
+    Dropped(Option<PacketMemory<C>>),
+}
+
+impl<C: Context> Core<C> {
+    /// Calls the routines of all packets that are completed.
+    pub(crate) fn deliver_routines(&self, channel: &Channel<C>) {
+        loop {
+            let next = self.incoming().next_completed();
+            match next {
+                Some(Ready::Completed(body)) => Self::call_routine(channel, body),
+                _ => return,
+            }
+        }
+    }
+
+    /// Hands a packet back: to its routine, or to the pool if it has none.
+    #[inline(always)]
+    pub(super) fn call_routine(channel: &Channel<C>, mut body: PacketMemory<C>) {
+        let Some(routine) = body.routine else {
+            drop(channel.core().free_packet(body));
+            return;
+        };
+        if body.is_counted {
+            let core = channel.core();
+            core.outgoing.lock(core.platform).discount(&mut body);
+        }
+        let status = body.settle();
+        routine(channel, OutgoingPacket::new(body, channel), status);
+    }
+
+    /// Copies a completion in the ring to the packet that it answers, if that one was sent with a routine: as a rule.
+    #[inline(always)]
+    pub(super) fn routine_completion<'r>(
+        &self,
+        id: RequestId,
+        peek: Peek<'r, RingPages>,
+    ) -> Result<PacketMemory<C>, Peek<'r, RingPages>> {
+        let is_usual = |request: &InFlight<C>| matches!(request.waiter, Waiter::Routine) && !request.body.in_line;
+        let mut outgoing = self.outgoing();
+        let Some(mut request) = outgoing.table.take_if(id, is_usual) else {
+            return Err(peek);
+        };
+        subtract_alone(&self.counters.outgoing_outstanding, 1);
+        drop(outgoing);
+        request.body.outcome = Ok(peek.payload_len() as usize);
+        peek.take_payload_into(request.body.memory());
+        Ok(request.body)
+    }
+
+    /// Settles the request that a completion names, whoever waits for it. The completion is copied out of the ring, once, to the
+    /// packet's memory.
+    #[inline(never)]
+    pub(super) fn completion(&self, id: RequestId, peek: Peek<'_, RingPages>) -> Settled<C> {
+        let mut outgoing = self.outgoing();
+        match outgoing.table.get_mut(id) {
+            // Not sent yet: the peer guesses.
+            Some(InFlight { body, .. }) if body.in_line => {}
+            Some(InFlight {
+                body,
+                waiter: Waiter::Routine,
+            }) => {
+                body.outcome = Ok(peek.payload_len() as usize);
+                peek.take_payload_into(body.memory());
+                let request = outgoing.take_sent(id, &self.counters);
+                return request.map_or(Settled::Dropped(None), |request| Settled::Routine(request.body));
+            }
+            Some(InFlight {
+                body,
+                waiter: waiter @ Waiter::Task(_),
+            }) => {
+                body.outcome = Ok(peek.payload_len() as usize);
+                peek.take_payload_into(body.memory());
+                return Settled::Task(match core::mem::replace(waiter, Waiter::Done) {
+                    Waiter::Task(waker) => waker,
+                    _ => None,
+                });
+            }
+            Some(InFlight {
+                waiter: Waiter::Nobody, ..
+            }) => {
+                peek.skip();
+                add(&self.counters.late_completions, 1);
+                let request = outgoing.take_sent(id, &self.counters);
+                return Settled::Dropped(request.map(|request| request.body));
+            }
+            // Completed already, or never asked: the peer guesses.
+            Some(InFlight {
+                waiter: Waiter::Done, ..
+            })
+            | None => {}
+        }
+        drop(outgoing);
+        peek.skip();
+        add(&self.counters.unknown_completions, 1);
+        Settled::Dropped(None)
+    }
+
+    /// Ends all requests with an error; the peer has given up their memory.
+    pub(crate) fn fail_requests(&self, why: Gone) {
+        loop {
+            let mut outgoing = self.outgoing();
+            let Some(id) = outgoing.table.find(|request| !matches!(request.waiter, Waiter::Done)) else {
+                break;
+            };
+            let request = outgoing.table.get_mut(id).map(|request| {
+                request.body.outcome = Err(why.into());
+                &mut request.waiter
+            });
+            match request {
+                Some(waiter @ Waiter::Task(_)) => {
+                    let waker = match core::mem::replace(waiter, Waiter::Done) {
+                        Waiter::Task(waker) => waker,
+                        _ => None,
+                    };
+                    drop(outgoing);
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                }
+                _ => {
+                    let Some(request) = outgoing.take_request(id, &self.counters) else {
+                        continue;
+                    };
+                    drop(outgoing);
+                    match request.waiter {
+                        Waiter::Routine if request.body.routine.is_some() => {
+                            let ready = Ready::Completed(request.body);
+                            self.incoming().make_ready(ready);
+                        }
+                        _ => drop(self.free_packet(request.body)),
+                    }
+                }
+            }
+        }
+    }
+}
