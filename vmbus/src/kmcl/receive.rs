@@ -172,6 +172,9 @@ pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Slot>, Ou
     Ok(slots)
 }
 
+/// How many slots that were not needed so far are taken into use together.
+const NEW_AT_A_TIME: usize = 32;
+
 /// What is ready to be delivered.
 pub(crate) enum Ready<C: Context> {
     /// A packet of the peer.
@@ -198,8 +201,10 @@ pub(crate) enum Read<'r> {
 pub(crate) struct Incoming<C: Context> {
     /// None while the channel is not open.
     pub(crate) ring: Option<Consumer<RingPages>>,
-    /// Free slots.
+    /// Free slots that are used next.
     pool: Vec<Slot>,
+    /// Free slots that were not needed so far. A peer that is answered at once is served from a few, which stay in the cache.
+    spare: Vec<Slot>,
     slots: u32,
     /// Packets that wait to be delivered, and completions whose routine is to be called.
     pub(crate) ready: VecDeque<Ready<C>>,
@@ -219,6 +224,7 @@ impl<C: Context> Incoming<C> {
         let mut incoming = Self {
             ring: None,
             pool: Vec::new(),
+            spare: Vec::new(),
             slots: 0,
             ready: VecDeque::new(),
             held: 0,
@@ -235,14 +241,16 @@ impl<C: Context> Incoming<C> {
     pub(crate) fn set_quota(&mut self, settings: &Settings, quota: u32, fresh: Vec<Slot>) -> Result<(), OutOfMemory> {
         let slots = (self.slots as usize).saturating_add(fresh.len());
         let ready = slots.saturating_add((settings.maximum_packet_count as usize).saturating_mul(2));
-        self.pool
-            .try_reserve_exact(slots.saturating_sub(self.pool.len()))
-            .map_err(|_| OutOfMemory)?;
+        // Any of them may come to be in either.
+        for free in [&mut self.pool, &mut self.spare] {
+            free.try_reserve_exact(slots.saturating_sub(free.len()))
+                .map_err(|_| OutOfMemory)?;
+        }
         self.ready
             .try_reserve_exact(ready.saturating_sub(self.ready.len()))
             .map_err(|_| OutOfMemory)?;
         for body in fresh {
-            push_reserved(&mut self.pool, body);
+            push_reserved(&mut self.spare, body);
             self.slots = self.slots.saturating_add(1);
         }
         self.quota = quota;
@@ -252,7 +260,7 @@ impl<C: Context> Incoming<C> {
     /// Takes a free slot.
     #[cfg(feature = "host")]
     pub(crate) fn take_slot(&mut self) -> Option<Slot> {
-        self.pool.pop()
+        self.pool.pop().or_else(|| self.spare.pop())
     }
 
     /// Returns how many slots there are.
@@ -266,13 +274,21 @@ impl<C: Context> Incoming<C> {
         debug_assert!(lost.is_none(), "slots come back once");
     }
 
-    /// Takes slots back, all of them: there is room for all that there are.
+    /// Takes slots back, all of them: there is room for all that there are. Has some new ones ready if that was none.
     pub(crate) fn put_all_back(&mut self, slots: &mut Vec<Slot>) {
         let room = self.pool.capacity().wrapping_sub(self.pool.len());
         debug_assert!(slots.len() <= room, "slots come back once");
         if slots.len() <= room {
             // As one piece, and without a look at each.
             self.pool.append(slots);
+        }
+        if self.pool.is_empty() {
+            for _ in 0..NEW_AT_A_TIME {
+                let Some(slot) = self.spare.pop() else {
+                    break;
+                };
+                push_reserved(&mut self.pool, slot);
+            }
         }
     }
 
@@ -289,7 +305,8 @@ impl<C: Context> Incoming<C> {
 
     /// Whether a packet could be taken from the ring.
     pub(crate) fn has_slot(&self, counters: &LiveCounters) -> bool {
-        !self.pool.is_empty() && counters.indicated().saturating_add(u64::from(self.held)) < u64::from(self.quota)
+        let is_free = !(self.pool.is_empty() && self.spare.is_empty());
+        is_free && counters.indicated().saturating_add(u64::from(self.held)) < u64::from(self.quota)
     }
 
     /// Whether what is in the ring comes next, and may be taken.
