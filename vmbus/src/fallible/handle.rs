@@ -74,6 +74,12 @@ impl<T> Handle<T> {
         self.has(MARKED)
     }
 
+    /// Returns whether there is nothing to drop.
+    #[inline]
+    pub(crate) fn is_lent(&self) -> bool {
+        !self.has(OWNER)
+    }
+
     #[inline]
     fn pointer(&self) -> NonNull<Counted<T>> {
         let pointer = self.tagged.as_ptr().map_addr(|address| address & !TAGS);
@@ -107,11 +113,19 @@ impl<T> Drop for Handle<T> {
     #[inline]
     fn drop(&mut self) {
         if self.has(OWNER) {
-            drop(Shared {
-                pointer: self.pointer(),
-                _owns: PhantomData,
-            });
+            self.give_up();
         }
+    }
+}
+
+impl<T> Handle<T> {
+    /// Gives up the owner that it is. By itself, so that to drop a handle is one look where it is none.
+    #[inline(never)]
+    fn give_up(&self) {
+        drop(Shared {
+            pointer: self.pointer(),
+            _owns: PhantomData,
+        });
     }
 }
 
@@ -142,6 +156,7 @@ mod tests {
         let lent = unsafe { Handle::lent(&value) };
         assert_eq!((*owner, *marked, *lent), (7, 7, 7));
         assert_eq!([&owner, &marked, &lent].map(Handle::is_marked), [false, true, false]);
+        assert_eq!([&owner, &marked, &lent].map(Handle::is_lent), [false, false, true]);
         assert_eq!(Shared::owner_count(&value), 3);
         assert!(Shared::is_same(&lent.shared(), &value) && Shared::is_same(&marked.shared(), &value));
         drop((owner, lent));

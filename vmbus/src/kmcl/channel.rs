@@ -78,6 +78,12 @@ impl<C: Context> Channel<C> {
         self.core.shared()
     }
 
+    /// Whether this handle is a packet's that counts nothing: there is nothing to drop.
+    #[inline]
+    pub(crate) fn is_lent(&self) -> bool {
+        self.core.is_lent()
+    }
+
     #[inline]
     pub(crate) fn core(&self) -> &Core<C> {
         &self.core

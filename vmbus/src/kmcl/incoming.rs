@@ -363,6 +363,10 @@ impl<C: Context> IncomingPacket<C> {
             // The channel may end with its last packet: nothing looks at it from here on.
             drop(last);
         }
+        if self.channel.is_lent() {
+            // Nothing is left in it to be dropped.
+            core::mem::forget(self);
+        }
         Ok(())
     }
 
@@ -655,11 +659,19 @@ impl<C: Context> Core<C> {
             body.pinned = None;
         }
         let mut outgoing = self.outgoing();
-        outgoing.complete(body, answer, &self.counters);
+        let free = outgoing.complete(body, answer, &self.counters);
         add_alone(&self.counters.incoming_completed, 1);
         let is_awaited = outgoing.wake_reader();
         let last = outgoing.keeper_if_all_is_home(&self.counters);
-        drop(outgoing);
+        if let Some(free) = free {
+            if self.lends_handles() {
+                // The other lock costs next to nothing here, and memory that is used again at once is still in the cache.
+                drop(outgoing);
+                self.incoming().put_back(free);
+            } else {
+                outgoing.return_slot(free);
+            }
+        }
         if is_awaited || (self.ending.load(Ordering::Acquire) != 0 && self.is_idle()) {
             self.schedule();
         }

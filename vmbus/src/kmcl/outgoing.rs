@@ -362,9 +362,9 @@ impl<C: Context> Outgoing<C> {
         }
     }
 
-    /// Answers an incoming packet, if the peer asked for that. Its memory is returned at once, or, if the answer has to wait in
-    /// line, behind it.
-    pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) {
+    /// Answers an incoming packet, if the peer asked for that. Its memory comes back at once, or, if the answer has to wait in
+    /// line, goes to the receiving side behind it.
+    pub(crate) fn complete(&mut self, mut body: Slot, answer: &[u8], counters: &LiveCounters) -> Option<Slot> {
         if body.wants_completion
             && let Ok(false) = self.try_write(Kind::COMPLETION, body.transaction_id, answer, counters)
             && (self.ring.is_some() || !self.flowing)
@@ -378,13 +378,15 @@ impl<C: Context> Outgoing<C> {
             if self.queue.len() < self.queue.capacity() {
                 self.queue.push_back(Queued::Completion(body, answer.len()));
             }
-            return self.watch_room(counters);
+            self.watch_room(counters);
+            return None;
         }
         // Sent; or nobody is there to read it.
-        self.return_slot(body);
+        Some(body)
     }
 
-    fn return_slot(&mut self, body: Slot) {
+    /// Keeps memory for the receiving side.
+    pub(crate) fn return_slot(&mut self, body: Slot) {
         let lost = push_reserved(&mut self.returned, body);
         debug_assert!(lost.is_none(), "slots come back once");
     }

@@ -379,7 +379,13 @@ impl<C: Context> OutgoingPacket<C> {
             return Err((Error::WrongState, self));
         };
         match self.channel.core().send_packet(body, payload, flags) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if self.channel.is_lent() {
+                    // Nothing is left in it to be dropped.
+                    core::mem::forget(self);
+                }
+                Ok(())
+            }
             Err((error, body)) => {
                 self.body = Some(body);
                 Err((error, self))

@@ -299,7 +299,7 @@ impl State {
     }
 
     /// After the read index was published: what the peer waits for, and whether it can go on now but could not before.
-    #[inline]
+    #[inline(always)]
     fn room_given<M: RingMemory>(&mut self, memory: &M) -> Signal {
         let before = core::mem::replace(&mut self.published, self.read);
         let waiting_for = observe(&memory.control().pending_send_size);
