@@ -22,7 +22,7 @@ pub struct Lock<T> {
     held: Word,
     /// The holder's section. It lies here and not in the guard so that a guard is one address: where calls come one at a time
     /// there are no sections, and a guard that had room for one would be carried about for nothing.
-    section: word::Guarded<DispatchSection>,
+    section: word::Guarded<Section>,
     value: word::Guarded<T>,
 }
 
@@ -40,7 +40,7 @@ impl<T> Lock<T> {
     const fn for_callers(callers: Callers, value: T) -> Self {
         Self {
             held: Word::new(callers, FREE),
-            section: word::Guarded::new(DispatchSection::none()),
+            section: word::Guarded::new(None),
             value: word::Guarded::new(value),
         }
     }
@@ -66,7 +66,13 @@ impl<T> Lock<T> {
     #[cold]
     #[inline(never)]
     fn lock_in_section(&self, platform: impl FnOnce() -> &'static dyn Platform) -> LockGuard<'_, T> {
-        let section = DispatchSection::enter_for(self.held.callers(), platform());
+        let section = match self.held.callers() {
+            Callers::OneAtATime => None,
+            Callers::Anywhere | Callers::OneProcessor => {
+                let platform = platform();
+                Some((platform, platform.enter_dispatch()))
+            }
+        };
         if self.held.compare_exchange_with_others(FREE, HELD).is_err() {
             self.hold_later();
         }
@@ -93,7 +99,7 @@ impl<T> Lock<T> {
     /// Takes the lock if it is free, without a dispatch section: for the crash path, which runs alone.
     pub fn try_lock_in_emergency(&self) -> Option<impl DerefMut<Target = T> + '_> {
         // Made only if the lock was taken: the drop of a guard frees it.
-        self.try_hold().then(|| LockGuard { lock: self })
+        self.try_hold().then(|| LockGuard::in_section(self, None))
     }
 
     /// Returns the value, which nobody else can reach.
@@ -116,35 +122,30 @@ impl<T: fmt::Debug> fmt::Debug for Lock<T> {
 
 /// A dispatch section of the platform, left when dropped: meanwhile the caller stays on its processor, and no deferred work
 /// of this crate runs there.
-pub(crate) struct DispatchSection(Option<(&'static dyn Platform, DispatchToken)>);
+pub(crate) struct DispatchSection {
+    platform: &'static dyn Platform,
+    token: DispatchToken,
+}
 
 impl DispatchSection {
     pub(crate) fn enter(platform: &'static dyn Platform) -> Self {
-        Self(Some((platform, platform.enter_dispatch())))
-    }
-
-    /// Enters a section unless calls come one at a time, when nothing could come between.
-    #[inline]
-    fn enter_for(callers: Callers, platform: &'static dyn Platform) -> Self {
-        match callers {
-            Callers::OneAtATime => Self::none(),
-            Callers::Anywhere | Callers::OneProcessor => Self::enter(platform),
+        Self {
+            platform,
+            token: platform.enter_dispatch(),
         }
-    }
-
-    const fn none() -> Self {
-        Self(None)
     }
 }
 
 impl Drop for DispatchSection {
     #[inline]
     fn drop(&mut self) {
-        if let Some((platform, token)) = self.0.take() {
-            platform.leave_dispatch(token);
-        }
+        self.platform.leave_dispatch(self.token);
     }
 }
+
+/// The section that the holder of a lock is in, if it needs one. Read and written part by part: as a whole it would have to wait
+/// for its parts.
+type Section = Option<(&'static dyn Platform, DispatchToken)>;
 
 /// The right to use what a [`Lock`] guards.
 pub struct LockGuard<'a, T> {
@@ -166,9 +167,11 @@ impl<T> LockGuard<'_, T> {
     #[cold]
     #[inline(never)]
     fn leave(&self) {
-        let section = self.take_section();
+        let section = self.section();
         self.lock.held.store(FREE);
-        drop(section);
+        if let Some((platform, token)) = section {
+            platform.leave_dispatch(token);
+        }
     }
 }
 

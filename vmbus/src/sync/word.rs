@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use super::{DispatchSection, Lock, LockGuard};
+use super::{Lock, LockGuard, Section};
 use crate::platform::Callers;
 
 /// Set in a word that is changed by plain instructions: with the state in one byte, one comparison shows both.
@@ -221,18 +221,18 @@ unsafe impl<T: Send> Sync for Guarded<T> {}
 
 impl<'a, T> LockGuard<'a, T> {
     /// Makes the guard of a lock that was just taken in `section`, which lies in the lock meanwhile.
-    pub(super) const fn in_section(lock: &'a Lock<T>, section: DispatchSection) -> Self {
+    pub(super) const fn in_section(lock: &'a Lock<T>, section: Section) -> Self {
         let guard = Self { lock };
-        // SAFETY: the section is the holder's, as the value is: see below; nothing refers to it. There is none in it, since the last
-        // holder has taken its own, so nothing is lost.
+        // SAFETY: the section is the holder's, as the value is: see below; nothing refers to it.
         unsafe { lock.section.0.get().write(section) };
         guard
     }
 
-    /// Takes the section out of the lock, if there is one.
-    pub(super) fn take_section(&self) -> DispatchSection {
+    /// Returns the section that the lock was taken in.
+    #[inline(always)]
+    pub(super) const fn section(&self) -> Section {
         // SAFETY: as above; the lock is still held.
-        core::mem::replace(unsafe { &mut *self.lock.section.0.get() }, DispatchSection::none())
+        unsafe { *self.lock.section.0.get() }
     }
 }
 
