@@ -663,14 +663,18 @@ impl<C: Context> Core<C> {
         add_alone(&self.counters.incoming_completed, 1);
         let is_awaited = outgoing.wake_reader();
         let last = outgoing.keeper_if_all_is_home(&self.counters);
-        if let Some(free) = free {
-            if self.lends_handles() {
-                // The other lock costs next to nothing here, and memory that is used again at once is still in the cache.
+        match free {
+            Some(free) if self.lends_handles() => {
                 drop(outgoing);
+                // The other lock costs next to nothing where calls come one at a time, and memory that is used again at once is still
+                // in the cache.
                 self.incoming().put_back(free);
-            } else {
-                outgoing.return_slot(free);
             }
+            Some(free) => {
+                outgoing.return_slot(free);
+                drop(outgoing);
+            }
+            None => drop(outgoing),
         }
         if is_awaited || (self.ending.load(Ordering::Acquire) != 0 && self.is_idle()) {
             self.schedule();

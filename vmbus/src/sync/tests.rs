@@ -16,7 +16,10 @@ fn words_change_alike_under_each_promise() {
         assert_eq!(word.set(3), 0x40);
         assert_eq!(word.clear(0x41), 0x43);
         assert_eq!(word.load(), 2);
-        word.store(9);
+        assert_eq!(word.replace_alone(2, 9), callers == Callers::OneAtATime, "{callers:?}");
+        if callers != Callers::OneAtATime {
+            word.store(9);
+        }
         assert_eq!(word.load(), 9);
     }
 }

@@ -41,11 +41,10 @@ macro_rules! word {
                 self.word.load(Ordering::Acquire) & !ALONE
             }
 
-            /// Release.
+            /// Release, for a word that others may change.
             #[inline]
             pub(crate) fn store(&self, value: u8) {
-                let alone = if self.callers == Callers::OneAtATime { ALONE } else { 0 };
-                self.word.store(value | alone, Ordering::Release);
+                self.word.store(value, Ordering::Release);
             }
 
             /// Replaces `old` by `new` if that is what is there and nobody else can come: false says nothing.
