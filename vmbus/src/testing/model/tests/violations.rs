@@ -158,10 +158,12 @@ fn each_mistake_in_an_open_is_noticed() {
     open(channel, 5, 4);
     expect(&guest, "the mask of a new ring");
     rings.write_at(8, &[0]).unwrap();
-    rings.write_at(4 * 4096 + 3000, &[1]).unwrap();
+    // Under Miri the model looks at the beginning only.
+    let unused = 4 * 4096 + if cfg!(miri) { 200 } else { 3000 };
+    rings.write_at(unused, &[1]).unwrap();
     open(channel, 5, 4);
     expect(&guest, "is not zeroed");
-    rings.write_at(4 * 4096 + 3000, &[0]).unwrap();
+    rings.write_at(unused, &[0]).unwrap();
     guest.take_all();
     open(channel, 5, 4);
     assert_eq!(guest.take_words(), [6, 0, channel, 1, 0]);
