@@ -382,8 +382,7 @@ impl<C: Context> Channel<C> {
             transaction_id: 0,
         };
         let sent = core
-            .outgoing
-            .lock(core.platform)
+            .outgoing()
             .try_send_raw(header, &[payload], external, &core.counters)?;
         if sent { Ok(()) } else { Err(Error::RingFull) }
     }
@@ -655,7 +654,7 @@ impl<C: Context> Channel<C> {
             return Err(Error::InvalidQuota);
         }
         let more = {
-            let incoming = self.core().incoming.lock(self.core().platform);
+            let incoming = self.core().incoming();
             quota.saturating_sub(incoming.slots())
         };
         let fresh = super::receive::new_slots(&self.core().settings, more)?;

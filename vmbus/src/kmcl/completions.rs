@@ -43,7 +43,7 @@ impl<C: Context> Core<C> {
         };
         if body.is_counted {
             let core = channel.core();
-            core.outgoing.lock(core.platform).discount(&mut body);
+            core.outgoing().discount(&mut body);
         }
         let status = body.settle();
         routine(channel, OutgoingPacket::new(body, channel), status);
@@ -72,19 +72,19 @@ impl<C: Context> Core<C> {
     /// packet's memory.
     #[inline(never)]
     pub(super) fn completion(&self, id: RequestId, peek: Peek<'_, RingPages>) -> Settled<C> {
+        match self.routine_completion(id, peek) {
+            Ok(body) => Settled::Routine(body),
+            Err(peek) => self.other_completion(id, peek),
+        }
+    }
+
+    /// Settles a request that was not sent with a routine.
+    #[inline(never)]
+    pub(super) fn other_completion(&self, id: RequestId, peek: Peek<'_, RingPages>) -> Settled<C> {
         let mut outgoing = self.outgoing();
         match outgoing.table.get_mut(id) {
             // Not sent yet: the peer guesses.
             Some(InFlight { body, .. }) if body.in_line => {}
-            Some(InFlight {
-                body,
-                waiter: Waiter::Routine,
-            }) => {
-                body.outcome = Ok(peek.payload_len() as usize);
-                peek.take_payload_into(body.memory());
-                let request = outgoing.take_sent(id, &self.counters);
-                return request.map_or(Settled::Dropped(None), |request| Settled::Routine(request.body));
-            }
             Some(InFlight {
                 body,
                 waiter: waiter @ Waiter::Task(_),
@@ -106,7 +106,8 @@ impl<C: Context> Core<C> {
             }
             // Completed already, or never asked: the peer guesses.
             Some(InFlight {
-                waiter: Waiter::Done, ..
+                waiter: Waiter::Routine | Waiter::Done,
+                ..
             })
             | None => {}
         }

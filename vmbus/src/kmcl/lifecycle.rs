@@ -108,14 +108,14 @@ impl<C: Context> Core<C> {
         let entered = this.enter_by(until)?;
         let channel = Channel::borrowed(this);
         {
-            let mut outgoing = this.outgoing.lock(this.platform);
+            let mut outgoing = this.outgoing();
             outgoing.ring = Some(opened.rings.outgoing);
             outgoing.transport = Some(opened.transport);
             outgoing.flowing = false;
             outgoing.broken = false;
         }
         {
-            let mut incoming = this.incoming.lock(this.platform);
+            let mut incoming = this.incoming();
             incoming.ring = Some(opened.rings.incoming);
             incoming.stopped = false;
             incoming.sealed = opened.is_inherited;
@@ -147,13 +147,13 @@ impl<C: Context> Core<C> {
     }
 
     fn begin(&self, channel: &Channel<C>, entered: &Entered<'_>) {
-        self.incoming.lock(self.platform).sealed = false;
+        self.incoming().sealed = false;
         self.set_phase(Phase::Starting);
         if let Some(callback) = &self.callbacks.state.started {
             callback(channel);
         }
         {
-            let mut outgoing = self.outgoing.lock(self.platform);
+            let mut outgoing = self.outgoing();
             outgoing.flowing = true;
             outgoing.flush(&self.counters);
         }
@@ -169,11 +169,11 @@ impl<C: Context> Core<C> {
 
     fn give_up_rings(&self) {
         let (ring, transport) = {
-            let mut outgoing = self.outgoing.lock(self.platform);
+            let mut outgoing = self.outgoing();
             outgoing.flowing = false;
             (outgoing.ring.take(), outgoing.transport.take())
         };
-        let incoming = self.incoming.lock(self.platform).ring.take();
+        let incoming = self.incoming().ring.take();
         drop((ring, incoming, transport));
     }
 
@@ -236,11 +236,11 @@ impl<C: Context> Core<C> {
     pub(crate) fn leave(&self) {
         self.end(Gone::Disabled);
         self.give_up_rings();
-        self.incoming.lock(self.platform).drop_packets();
+        self.incoming().drop_packets();
         self.set_phase(Phase::Ended);
         loop {
             let request = {
-                let mut outgoing = self.outgoing.lock(self.platform);
+                let mut outgoing = self.outgoing();
                 let first = outgoing.table.next_used(0);
                 first.and_then(|(id, _)| outgoing.take_request(id, &self.counters))
             };
@@ -277,7 +277,7 @@ impl<C: Context> Core<C> {
             }
             self.suspend(channel);
         }
-        self.incoming.lock(self.platform).drop_packets();
+        self.incoming().drop_packets();
         // Ours to end, and to close with the peer, is up to the task that disables the channel; and a broken ring leaves the
         // peer with the memory that it was lent, until the channel is closed.
         if matches!(why, Gone::Rescinded | Gone::Closed) && self.is_idle() {
@@ -289,13 +289,13 @@ impl<C: Context> Core<C> {
     fn finish(&self, channel: &Channel<C>, why: Gone, until: Option<Instant>) {
         self.absorb();
         let (ring, transport) = {
-            let mut outgoing = self.outgoing.lock(self.platform);
+            let mut outgoing = self.outgoing();
             outgoing.flowing = false;
             outgoing.drop_queue(why);
             (outgoing.ring.take(), outgoing.transport.take())
         };
         let incoming = {
-            let mut incoming = self.incoming.lock(self.platform);
+            let mut incoming = self.incoming();
             incoming.drop_packets();
             incoming.ring.take()
         };

@@ -157,11 +157,17 @@ impl<C: Context> Outgoing<C> {
         }
     }
 
+    /// Whether what is sent goes straight into the ring.
+    #[inline]
+    fn may_write(&self) -> bool {
+        self.queue.is_empty() && self.flowing
+    }
+
     /// Writes one packet, if nothing waits in front of it: `Ok(false)` if it has to wait.
     ///
     /// All that comes and goes here does so in registers: a result with an error in it, or a header, would go through memory.
     fn try_write(&mut self, kind: Kind, id: u64, payload: &[u8], counters: &LiveCounters) -> Result<bool, Failed> {
-        if !self.queue.is_empty() || !self.flowing {
+        if !self.may_write() {
             return Ok(false);
         }
         let Some(ring) = &mut self.ring else {
@@ -182,7 +188,7 @@ impl<C: Context> Outgoing<C> {
     /// The same for a request in the table that lends memory.
     #[inline(never)]
     fn try_write_lending(&mut self, id: RequestId, payload: &[u8], counters: &LiveCounters) -> Result<bool, Failed> {
-        if !self.queue.is_empty() || !self.flowing {
+        if !self.may_write() {
             return Ok(false);
         }
         let lent = self.table.get_mut(id).and_then(|request| request.body.lent.as_ref());
@@ -340,7 +346,7 @@ impl<C: Context> Outgoing<C> {
         external: crate::ring::ExternalToSend<'_>,
         counters: &LiveCounters,
     ) -> Result<bool, Error> {
-        if !self.queue.is_empty() || !self.flowing {
+        if !self.may_write() {
             return Ok(false);
         }
         let Some(ring) = &mut self.ring else {

@@ -7,10 +7,9 @@ use super::counters::{add, add_alone};
 use super::endpoint::{Core, Phase};
 use super::gate::Inside;
 use super::incoming::IncomingPacket;
-use super::receive::{Incoming, Read, Ready, Slot};
+use super::receive::{Incoming, Nothing, Read, Ready, Slot};
 use super::settings::gone_code;
 use super::{Channel, Context, Gone, Level};
-use crate::ring::Corruption;
 use crate::sync::LockGuard;
 
 #[cfg(test)]
@@ -43,15 +42,6 @@ struct End {
     again: bool,
     /// Packets are held back.
     held: bool,
-}
-
-/// What is seldom found in a ring.
-enum Unusual {
-    /// A packet that may not be delivered now.
-    Held(Slot),
-    Empty,
-    NoSlot,
-    Corrupt(Corruption),
 }
 
 impl<C: Context> Core<C> {
@@ -135,39 +125,33 @@ impl<C: Context> Core<C> {
     /// line.
     #[inline(always)]
     fn step(&self, channel: &Channel<C>, level: Level, processed: &mut u32) -> Step {
-        if !self.may_deliver(level) {
-            return self.step_slowly(self.incoming(), channel, level, processed);
-        }
         let mut incoming = self.incoming();
-        if !incoming.is_plain() {
+        if !self.may_deliver(level) || !incoming.is_plain() {
             return self.step_slowly(incoming, channel, level, processed);
         }
-        let unusual = match incoming.read(&self.counters) {
+        match incoming.read(&self.counters) {
             Read::Packet(body) => {
                 self.indicate();
                 let step = self.look_behind(incoming);
                 *processed = processed.wrapping_add(1);
                 self.deliver(channel, level, body);
-                return step;
+                step
             }
             Read::Completion(id, peek) => match self.routine_completion(id, peek) {
                 Ok(body) => {
                     let step = self.look_behind(incoming);
                     Self::call_routine(channel, body);
-                    return step;
+                    step
                 }
                 Err(peek) => {
-                    let settled = self.completion(id, peek);
-                    return self.settle(incoming, settled, channel);
+                    let settled = self.other_completion(id, peek);
+                    self.settle(incoming, settled, channel)
                 }
             },
-            Read::Empty => Unusual::Empty,
-            Read::NoSlot => Unusual::NoSlot,
-            Read::Corrupt(corruption) => Unusual::Corrupt(corruption),
-        };
-        match self.unusual(incoming, unusual) {
-            Ok(incoming) => self.step_slowly(incoming, channel, level, processed),
-            Err(step) => step,
+            Read::Nothing(nothing) => match self.nothing(incoming, nothing) {
+                Ok(incoming) => self.step_slowly(incoming, channel, level, processed),
+                Err(step) => step,
+            },
         }
     }
 
@@ -207,23 +191,23 @@ impl<C: Context> Core<C> {
             None => loop {
                 // Nothing overtakes a packet that stands ready and may not be delivered.
                 let deliver = packets && incoming.held == 0;
-                let unusual = match incoming.read_seldom(&self.counters) {
+                match incoming.read_seldom(&self.counters) {
                     Read::Packet(body) if deliver => {
                         self.indicate();
                         break (body, self.look_behind(incoming));
                     }
-                    Read::Packet(body) => Unusual::Held(body),
+                    Read::Packet(body) => {
+                        incoming.held = incoming.held.wrapping_add(1);
+                        incoming.make_ready(Ready::Packet(body));
+                    }
                     Read::Completion(id, peek) => {
                         let settled = self.completion(id, peek);
                         return self.settle(incoming, settled, channel);
                     }
-                    Read::Empty => Unusual::Empty,
-                    Read::NoSlot => Unusual::NoSlot,
-                    Read::Corrupt(corruption) => Unusual::Corrupt(corruption),
-                };
-                match self.unusual(incoming, unusual) {
-                    Ok(held) => incoming = held,
-                    Err(step) => return step,
+                    Read::Nothing(nothing) => match self.nothing(incoming, nothing) {
+                        Ok(refilled) => incoming = refilled,
+                        Err(step) => return step,
+                    },
                 }
             },
         };
@@ -318,23 +302,18 @@ impl<C: Context> Core<C> {
         placed || returned
     }
 
-    /// What seldom comes from a ring: the lock comes back where the next one is to be read.
+    /// Nothing came from the ring: ends the reading, unless there is memory to read on with. Then the lock comes back.
     #[inline(never)]
-    fn unusual<'c>(
+    fn nothing<'c>(
         &self,
         mut incoming: LockGuard<'c, Incoming<C>>,
-        unusual: Unusual,
+        nothing: Nothing,
     ) -> Result<LockGuard<'c, Incoming<C>>, Step> {
-        let is_blocked = match unusual {
-            Unusual::Held(body) => {
-                incoming.held = incoming.held.wrapping_add(1);
-                incoming.make_ready(Ready::Packet(body));
-                return Ok(incoming);
-            }
-            Unusual::NoSlot if self.refill(&mut incoming) => return Ok(incoming),
-            Unusual::NoSlot => true,
-            Unusual::Empty => false,
-            Unusual::Corrupt(corruption) => {
+        let is_blocked = match nothing {
+            Nothing::NoSlot if self.refill(&mut incoming) => return Ok(incoming),
+            Nothing::NoSlot => true,
+            Nothing::Empty => false,
+            Nothing::Corrupt(corruption) => {
                 drop(incoming);
                 self.corrupt(corruption);
                 return Err(Step::Nothing);
@@ -435,8 +414,8 @@ impl<C: Context> Core<C> {
                     Settled::Task(waker) => (waker, None),
                     Settled::Dropped(request) => (None, request),
                 },
-                nothing @ (Read::Empty | Read::NoSlot) => {
-                    let is_blocked = matches!(nothing, Read::NoSlot);
+                Read::Nothing(nothing @ (Nothing::Empty | Nothing::NoSlot)) => {
+                    let is_blocked = matches!(nothing, Nothing::NoSlot);
                     if is_blocked && self.refill(&mut incoming) {
                         continue;
                     }
@@ -452,7 +431,7 @@ impl<C: Context> Core<C> {
                     }
                     return;
                 }
-                Read::Corrupt(corruption) => {
+                Read::Nothing(Nothing::Corrupt(corruption)) => {
                     drop(incoming);
                     self.corrupt(corruption);
                     return;

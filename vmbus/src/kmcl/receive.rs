@@ -172,9 +172,6 @@ pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Slot>, Ou
     Ok(slots)
 }
 
-/// How many slots that were not needed so far are taken into use together.
-const NEW_AT_A_TIME: usize = 32;
-
 /// What is ready to be delivered.
 pub(crate) enum Ready<C: Context> {
     /// A packet of the peer.
@@ -189,7 +186,13 @@ pub(crate) enum Read<'r> {
     Packet(Slot),
     /// A completion, still in the ring: to be taken or skipped.
     Completion(RequestId, Peek<'r, RingPages>),
-    /// Nothing.
+    /// Nothing that can be taken.
+    Nothing(Nothing),
+}
+
+/// Why nothing came from the ring.
+pub(crate) enum Nothing {
+    /// There is nothing.
     Empty,
     /// Packets, but no free memory for them here, or the quota is reached.
     NoSlot,
@@ -201,10 +204,8 @@ pub(crate) enum Read<'r> {
 pub(crate) struct Incoming<C: Context> {
     /// None while the channel is not open.
     pub(crate) ring: Option<Consumer<RingPages>>,
-    /// Free slots that are used next.
+    /// Free slots; the one that came back last is used next.
     pool: Vec<Slot>,
-    /// Free slots that were not needed so far. A peer that is answered at once is served from a few, which stay in the cache.
-    spare: Vec<Slot>,
     slots: u32,
     /// Packets that wait to be delivered, and completions whose routine is to be called.
     pub(crate) ready: VecDeque<Ready<C>>,
@@ -224,7 +225,6 @@ impl<C: Context> Incoming<C> {
         let mut incoming = Self {
             ring: None,
             pool: Vec::new(),
-            spare: Vec::new(),
             slots: 0,
             ready: VecDeque::new(),
             held: 0,
@@ -241,16 +241,14 @@ impl<C: Context> Incoming<C> {
     pub(crate) fn set_quota(&mut self, settings: &Settings, quota: u32, fresh: Vec<Slot>) -> Result<(), OutOfMemory> {
         let slots = (self.slots as usize).saturating_add(fresh.len());
         let ready = slots.saturating_add((settings.maximum_packet_count as usize).saturating_mul(2));
-        // Any of them may come to be in either.
-        for free in [&mut self.pool, &mut self.spare] {
-            free.try_reserve_exact(slots.saturating_sub(free.len()))
-                .map_err(|_| OutOfMemory)?;
-        }
+        self.pool
+            .try_reserve_exact(slots.saturating_sub(self.pool.len()))
+            .map_err(|_| OutOfMemory)?;
         self.ready
             .try_reserve_exact(ready.saturating_sub(self.ready.len()))
             .map_err(|_| OutOfMemory)?;
         for body in fresh {
-            push_reserved(&mut self.spare, body);
+            push_reserved(&mut self.pool, body);
             self.slots = self.slots.saturating_add(1);
         }
         self.quota = quota;
@@ -260,7 +258,7 @@ impl<C: Context> Incoming<C> {
     /// Takes a free slot.
     #[cfg(feature = "host")]
     pub(crate) fn take_slot(&mut self) -> Option<Slot> {
-        self.pool.pop().or_else(|| self.spare.pop())
+        self.pool.pop()
     }
 
     /// Returns how many slots there are.
@@ -274,21 +272,13 @@ impl<C: Context> Incoming<C> {
         debug_assert!(lost.is_none(), "slots come back once");
     }
 
-    /// Takes slots back, all of them: there is room for all that there are. Has some new ones ready if that was none.
+    /// Takes slots back, all of them: there is room for all that there are.
     pub(crate) fn put_all_back(&mut self, slots: &mut Vec<Slot>) {
         let room = self.pool.capacity().wrapping_sub(self.pool.len());
         debug_assert!(slots.len() <= room, "slots come back once");
         if slots.len() <= room {
             // As one piece, and without a look at each.
             self.pool.append(slots);
-        }
-        if self.pool.is_empty() {
-            for _ in 0..NEW_AT_A_TIME {
-                let Some(slot) = self.spare.pop() else {
-                    break;
-                };
-                push_reserved(&mut self.pool, slot);
-            }
         }
     }
 
@@ -305,8 +295,7 @@ impl<C: Context> Incoming<C> {
 
     /// Whether a packet could be taken from the ring.
     pub(crate) fn has_slot(&self, counters: &LiveCounters) -> bool {
-        let is_free = !(self.pool.is_empty() && self.spare.is_empty());
-        is_free && counters.indicated().saturating_add(u64::from(self.held)) < u64::from(self.quota)
+        !self.pool.is_empty() && counters.indicated().saturating_add(u64::from(self.held)) < u64::from(self.quota)
     }
 
     /// Whether what is in the ring comes next, and may be taken.
@@ -341,17 +330,17 @@ impl<C: Context> Incoming<C> {
     #[inline(always)]
     pub(crate) fn read(&mut self, counters: &LiveCounters) -> Read<'_> {
         let Some(ring) = &mut self.ring else {
-            return Read::Empty;
+            return Read::Nothing(Nothing::Empty);
         };
         if self.sealed {
-            return Read::Empty;
+            return Read::Nothing(Nothing::Empty);
         }
         let peek = match ring.peek() {
             Ok(peek) => peek,
-            Err(ReadError::Empty) => return Read::Empty,
-            Err(ReadError::Corrupt(corruption)) => return Read::Corrupt(corruption),
+            Err(ReadError::Empty) => return Read::Nothing(Nothing::Empty),
+            Err(ReadError::Corrupt(corruption)) => return Read::Nothing(Nothing::Corrupt(corruption)),
             #[expect(unreachable_patterns, reason = "the enum may grow")]
-            Err(_) => return Read::Empty,
+            Err(_) => return Read::Nothing(Nothing::Empty),
         };
         if peek.packet_type() == PacketType::COMPLETION {
             add_alone(&counters.packets_received, 1);
@@ -359,11 +348,11 @@ impl<C: Context> Incoming<C> {
             return Read::Completion(RequestId(peek.transaction_id()), peek);
         }
         if counters.indicated().wrapping_add(u64::from(self.held)) >= u64::from(self.quota) {
-            return Read::NoSlot;
+            return Read::Nothing(Nothing::NoSlot);
         }
         // None is free if some of those that are completed are still with the sending side.
         let Some(mut body) = self.pool.pop() else {
-            return Read::NoSlot;
+            return Read::Nothing(Nothing::NoSlot);
         };
         let len = u64::from(peek.payload_len());
         match body.take(peek) {
@@ -375,8 +364,8 @@ impl<C: Context> Incoming<C> {
             Err(error) => {
                 push_reserved(&mut self.pool, body);
                 match error {
-                    ReadError::Corrupt(corruption) => Read::Corrupt(corruption),
-                    _ => Read::Empty,
+                    ReadError::Corrupt(corruption) => Read::Nothing(Nothing::Corrupt(corruption)),
+                    _ => Read::Nothing(Nothing::Empty),
                 }
             }
         }

@@ -102,7 +102,7 @@ impl<C: Context> Core<C> {
         if let Err(error) = self.may_send(payload.len()) {
             return Err((error, whole(lent)));
         }
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         let Some(mut body) = outgoing.pool.pop() else {
             drop(outgoing);
             add(&self.counters.refused, 1);
@@ -122,7 +122,7 @@ impl<C: Context> Core<C> {
 
     /// Takes the request out if it is completed.
     fn take_done(&self, id: RequestId) -> Option<(PacketMemory<C>, Result<(), Error>)> {
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         let request = outgoing.table.get_mut(id)?;
         if !matches!(request.waiter, Waiter::Done) {
             return None;
@@ -134,7 +134,7 @@ impl<C: Context> Core<C> {
 
     /// Returns true if the request is completed.
     fn is_done(&self, id: RequestId) -> bool {
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         outgoing
             .table
             .get_mut(id)
@@ -143,7 +143,7 @@ impl<C: Context> Core<C> {
 
     /// Gives a request up. If it was not sent yet, or is completed by now, its packet comes back.
     fn abandon(&self, id: RequestId) -> Option<PacketMemory<C>> {
-        let mut outgoing = self.outgoing.lock(self.platform);
+        let mut outgoing = self.outgoing();
         let request = outgoing.table.get_mut(id)?;
         add(&self.counters.cancelled, 1);
         let old = if request.body.in_line || matches!(request.waiter, Waiter::Done) {
@@ -301,13 +301,13 @@ impl<C: Context> Channel<C> {
             match core.send_plain(payload, IfFull::Refuse) {
                 Ok(()) => Some(Ok(())),
                 Err(Error::RingFull) => {
-                    core.outgoing.lock(core.platform).await_room(payload.len());
+                    core.outgoing().await_room(payload.len());
                     None
                 }
                 Err(error) => Some(Err(error)),
             }
         });
-        core.outgoing.lock(core.platform).stop_waiting();
+        core.outgoing().stop_waiting();
         match outcome {
             Ok(Ok(())) => Ok(sent),
             Ok(Err(error)) => Err(error),
@@ -460,7 +460,7 @@ impl<C: Context> Future for Request<'_, C> {
         this.state = State::Sent(id);
         let fresh = context.waker().clone();
         let old = {
-            let mut outgoing = core.outgoing.lock(core.platform);
+            let mut outgoing = core.outgoing();
             match outgoing.table.get_mut(id).map(|request| &mut request.waiter) {
                 Some(Waiter::Task(waker)) => waker.replace(fresh),
                 // Completed meanwhile: look again.

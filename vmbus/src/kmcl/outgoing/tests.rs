@@ -36,15 +36,15 @@ fn who_waits_for_room_is_told_of_it_if_there_was_too_little() {
         let both = Loopback::new(|_, _| ()).unwrap();
         let client = almost_full(&both);
         let core = client.core();
-        core.outgoing.lock(core.platform).await_room(len);
+        core.outgoing().await_room(len);
         assert_eq!(signals(&both), expected, "{len}");
     }
     // Who waits no more is not told.
     let both = Loopback::new(|_, _| ()).unwrap();
     let client = almost_full(&both);
     let core = client.core();
-    core.outgoing.lock(core.platform).await_room(1000);
-    core.outgoing.lock(core.platform).stop_waiting();
+    core.outgoing().await_room(1000);
+    core.outgoing().stop_waiting();
     assert_eq!(signals(&both), 0);
 }
 
@@ -53,7 +53,7 @@ fn who_waits_for_room_is_told_of_it_although_others_send_and_process() {
     let both = Loopback::new(|_, _| ()).unwrap();
     let client = almost_full(&both);
     let core = client.core();
-    core.outgoing.lock(core.platform).await_room(1000);
+    core.outgoing().await_room(1000);
     // A small one fits, and is handed back to its routine.
     let mut packet = client.packet_allocate().unwrap();
     packet.set_completion_routine(|_, _, _| ());
@@ -69,8 +69,8 @@ fn what_stands_in_line_is_waited_for_by_itself() {
     client.send(&[0; 1000]).unwrap();
     // Others neither wait for less nor end the wait.
     let core = client.core();
-    core.outgoing.lock(core.platform).await_room(1);
-    core.outgoing.lock(core.platform).stop_waiting();
+    core.outgoing().await_room(1);
+    core.outgoing().stop_waiting();
     assert_eq!(signals(&both), 1);
     client.process();
     both.server().process();
@@ -231,7 +231,7 @@ fn a_ring_that_the_peer_broke_ends_the_channel_at_the_next_look_and_says_how() {
     let error = (0..10_000).find_map(|_| client.send(&[0; 1000]).err());
     assert_eq!(error, Some(Error::Corrupt));
     let core = client.core();
-    assert!(core.outgoing.lock(core.platform).fault().is_some());
+    assert!(core.outgoing().fault().is_some());
     assert_eq!(client.gone(), None);
     client.process();
     assert_eq!(client.gone(), Some(Gone::Corrupt));
@@ -262,7 +262,7 @@ fn what_waits_in_line_when_the_channel_ends_was_not_sent_and_its_routines_are_to
     );
     // All are home.
     let core = watch.core();
-    let outgoing = core.outgoing.lock(core.platform);
+    let outgoing = core.outgoing();
     assert_eq!(
         (outgoing.pool.len(), outgoing.has_line()),
         (outgoing.packets as usize, false)

@@ -21,7 +21,7 @@ fn after_four_packets_in_a_row_the_peer_is_asked_not_to_signal() {
     let seen: &Mutex<Vec<bool>> = Box::leak(Box::default());
     let both = Loopback::new(|channel, _| {
         let core = channel.core();
-        let masked = core.incoming.lock(core.platform).masked;
+        let masked = core.incoming().masked;
         seen.lock().unwrap().push(masked);
     })
     .unwrap();
@@ -41,7 +41,7 @@ fn what_comes_while_the_peer_is_not_to_signal_is_looked_for() {
     client.send(b"x").unwrap();
     let (server, core) = (both.server(), both.server().core());
     let end = |is_blocked| {
-        let mut incoming = core.incoming.lock(core.platform);
+        let mut incoming = core.incoming();
         incoming.ring.as_mut().unwrap().mask();
         incoming.masked = true;
         core.end_of_reading(incoming, is_blocked).again

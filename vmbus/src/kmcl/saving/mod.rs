@@ -214,12 +214,12 @@ impl<C: Context> Core<C> {
     /// Returns true if something is neither with the client nor in a form that can be saved: it waits in line for room in the
     /// ring, or has a routine to be called, or lends memory.
     pub(super) fn cannot_save(&self) -> bool {
-        let incoming = self.incoming.lock(self.platform);
+        let incoming = self.incoming();
         if incoming.ready.iter().any(|ready| matches!(ready, Ready::Completed(..))) {
             return true;
         }
         drop(incoming);
-        let outgoing = self.outgoing.lock(self.platform);
+        let outgoing = self.outgoing();
         let lends = outgoing.table.find(|request| request.body.lent.is_some());
         outgoing.has_line() || outgoing.has_placed() || lends.is_some()
     }

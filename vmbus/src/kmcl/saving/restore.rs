@@ -86,7 +86,7 @@ impl<C: Context> Core<C> {
         if list_len > len || !list_len.is_multiple_of(8) {
             return Err(Error::Corrupt);
         }
-        let mut incoming = self.incoming.lock(self.platform);
+        let mut incoming = self.incoming();
         self.refill(&mut incoming);
         let mut slot = incoming.take_slot().ok_or(Error::TooManyPackets)?;
         if !slot.become_saved(content, list_len) {
@@ -147,7 +147,7 @@ impl<C: Context> OutgoingPacket<C> {
             body,
             waiter: Waiter::Routine,
         };
-        let entered = core.outgoing.lock(core.platform).table.insert_at(id, request);
+        let entered = core.outgoing().table.insert_at(id, request);
         match entered {
             Ok(()) => {
                 add(&core.counters.outgoing_outstanding, 1);

@@ -88,7 +88,7 @@ impl<C: Context> Channel<C> {
             channel: self.uncounted(),
             next: Next::Beginning,
         };
-        core.incoming.lock(core.platform).sealed = true;
+        core.incoming().sealed = true;
         // What has come before that is delivered: routines, that is, because packets are not.
         Core::process(self, Level::Passive);
         if core.cannot_save() {
@@ -230,7 +230,7 @@ impl<C: Context> Save<C> {
         let core = self.channel.core();
         let mut inline = try_vec_zeroed(core.settings.inline_packet_context_size)?;
         let (id, pointer, behind) = {
-            let mut outgoing = core.outgoing.lock(core.platform);
+            let mut outgoing = core.outgoing();
             let Some((id, behind)) = outgoing.table.next_used(index) else {
                 drop(outgoing);
                 return self.packet(0, buffer);
@@ -273,7 +273,7 @@ impl<C: Context> Save<C> {
     /// Writes a packet of the client's that was taken from the ring and not delivered.
     fn packet(&self, index: usize, buffer: &mut [u8]) -> Result<Chunk, Error> {
         let core = self.channel.core();
-        let incoming = core.incoming.lock(core.platform);
+        let incoming = core.incoming();
         let Some(Ready::Packet(slot)) = incoming.ready.get(index) else {
             drop(incoming);
             return self.chunk(Next::End, buffer);
@@ -304,7 +304,7 @@ impl<C: Context> Drop for Save<C> {
         let core = self.channel.core();
         if core.progress() == Progress::Saving {
             core.set_progress(Progress::None);
-            core.incoming.lock(core.platform).sealed = false;
+            core.incoming().sealed = false;
             core.schedule();
         }
     }

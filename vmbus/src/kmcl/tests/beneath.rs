@@ -45,7 +45,7 @@ fn a_channel_is_closed_when_it_is_disabled_whoever_else_looks_at_it() {
     let ground = Ground::new();
     let channel = ground.client().enable(SOON).unwrap();
     let core = channel.core();
-    let transport = core.outgoing.lock(core.platform).transport.clone().unwrap();
+    let transport = core.outgoing().transport.clone().unwrap();
     let mdl = ground.mdl(&[1; PAGE_SIZE]);
     let gpadl = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &mdl, 0, 0, SOON);
     assert_eq!(ground.host.gpadl_count(), 2, "the rings and the memory");

@@ -83,7 +83,7 @@ fn the_bus_takes_no_offers_and_maps_no_memory() {
     let sink = lifecycle::server_sink(&channel.shared()).unwrap();
     let offered = core.provider.offer(&core.settings, sink);
     assert_eq!(offered.map(drop), Err(Error::WrongState));
-    let outgoing = core.outgoing.lock(core.platform);
+    let outgoing = core.outgoing();
     let transport = outgoing.transport.clone().unwrap();
     drop(outgoing);
     let id = GpadlId(1);
