@@ -24,11 +24,13 @@ pub(crate) struct TestPlatform {
 
 impl TestPlatform {
     pub(crate) fn leak() -> &'static Self {
-        Box::leak(Box::default())
+        Self::leak_promising(Callers::default())
     }
 
     /// Makes a platform that promises who calls: the test has to keep it.
     pub(crate) fn leak_promising(callers: Callers) -> &'static Self {
+        #[cfg(not(loom))]
+        crate::testing::watch();
         Box::leak(Box::new(Self {
             callers,
             ..Self::default()

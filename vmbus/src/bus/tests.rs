@@ -18,8 +18,8 @@ use std::sync::Mutex;
 use std::vec::Vec;
 
 use super::*;
-use crate::testing::FakePlatform;
 use crate::testing::model::{self, Action, Host, Personality};
+use crate::testing::{FakePlatform, wait_until};
 
 const CLASS: &str = "525074dc-8985-46e2-8057-a307dc18a502";
 const INSTANCE: &str = "1eccfd72-4b41-45ef-b73a-4a6e44c12924";

@@ -19,8 +19,8 @@ use crate::bus::{self, Bus, ChannelCore, ChannelSink, Config};
 use crate::hyperv::Hypervisor;
 use crate::memory::{DmaBuffer, Mdl, PAGE_SIZE};
 use crate::protocol::Guid;
-use crate::testing::FakePlatform;
 use crate::testing::model::{self, Device, GuestRange, Host, HostChannel, Personality};
+use crate::testing::{FakePlatform, wait_until};
 
 const CLASS: &str = "5a17e5a1-0000-4000-8000-00000000c1a5";
 const INSTANCE: &str = "5a17e5a1-0000-4000-8000-000000000001";
@@ -312,9 +312,7 @@ fn m4_a_rescind_wakes_who_waits_although_only_the_wait_looks_at_messages() {
     let control = ground.control.clone();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            while control.held.lock().unwrap().is_empty() {
-                std::thread::yield_now();
-            }
+            wait_until("the request", || !control.held.lock().unwrap().is_empty());
             host.rescind(number);
         });
         let refused = channel

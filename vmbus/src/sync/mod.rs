@@ -89,8 +89,12 @@ impl<T> Lock<T> {
     fn hold_later(&self) {
         // Where calls come one at a time, this is a lock held across a callback: a mistake of this crate.
         debug_assert!(self.held.callers() != Callers::OneAtATime, "a lock is taken twice");
+        #[cfg(all(test, not(loom)))]
+        let waiting = crate::testing::Waiting::new("a lock that others hold");
         while !self.try_hold() {
             while self.held.load() == HELD {
+                #[cfg(all(test, not(loom)))]
+                waiting.check();
                 core::hint::spin_loop();
             }
         }

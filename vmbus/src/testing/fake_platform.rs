@@ -40,6 +40,7 @@ use std::thread_local;
 
 use self::state::{Block, Page, Part, Source, State, check_poison, layout_of};
 use super::heap::Exempt;
+use super::patience::watch;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
 use crate::platform::{
     CannotMapTwice, DispatchToken, NotMapped, OutOfPages, PageUse, Platform, ProcessorIndex, TaskId, TimedOut, Wait,
@@ -115,9 +116,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FakePlatform {
-    /// Makes a platform with one processor and no host, for the rest of the process's life.
+    /// Makes a platform with one processor and no host, for the rest of the process's life. A test that hangs after this is ended, as
+    /// [`wait_until`](super::wait_until) would: not those of a program's first thread.
     #[must_use]
     pub fn new() -> &'static Self {
+        watch();
         let platform: &'static Self = Box::leak(Box::new(Self {
             state: Mutex::new(State::default()),
             deferred_handler: Mutex::new(None),
@@ -160,6 +163,7 @@ impl FakePlatform {
     ///
     /// Nothing points to pages of this platform any more, released or not.
     pub unsafe fn start_over(&self) {
+        watch();
         {
             let mut state = locked(&self.state);
             // SAFETY: as the caller promised.

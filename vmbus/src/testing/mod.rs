@@ -8,6 +8,7 @@
 //!   offsets as literals and none of this crate's wire structures, so that a mistake in those shows.
 //! - `Loopback` (as above, with the feature `host`) is a channel with both ends in the process, for tests of drivers.
 //! - `TestHeap` (as above) is a heap for a test program that lets one allocation of the guest's fail.
+//! - `wait_until` (as above) waits for other threads, and fails with a name where it waits in vain.
 //!
 //! Under Miri, use `-Zmiri-disable-weak-memory-emulation`: guest and host reach the same bytes as bytes and as words, which
 //! its emulation of weak memory does not support.
@@ -23,6 +24,8 @@ mod heap;
 mod loopback;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 pub mod model;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+mod patience;
 
 pub use check::{PlatformFault, PlatformReport, check_platform};
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
@@ -31,3 +34,7 @@ pub use fake_platform::{BadAccess, FakePlatform, HostSide, ProcessorGuard};
 pub use heap::TestHeap;
 #[cfg(all(any(test, feature = "testing"), feature = "host", not(loom), not(target_os = "none")))]
 pub use loopback::Loopback;
+#[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
+pub use patience::wait_until;
+#[cfg(test)]
+pub(crate) use patience::{Waiting, watch};

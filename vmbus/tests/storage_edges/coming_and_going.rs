@@ -4,6 +4,7 @@ use vmbus::Deadline;
 use vmbus::device::storage::{self, Change, Controller, Disk, Error, Lba};
 use vmbus::host::storage::{Address, Config, Effect, Fault, Filter, Outcome, Version, operation};
 use vmbus::memory::DmaBuffer;
+use vmbus::testing::wait_until;
 
 use crate::ground::{Ground, MIB, PATIENT, disk_config, luns, only, read};
 
@@ -179,9 +180,7 @@ fn a_controller_that_is_revoked_at_each_step_of_attaching_is_gone() {
         ground.platform.use_real_time();
         std::thread::scope(|scope| {
             let attaching = scope.spawn(|| storage::attach(host, storage::SCSI, PATIENT).map(drop));
-            while server.held_count() == 0 {
-                std::thread::yield_now();
-            }
+            wait_until("the operation", || server.held_count() != 0);
             server.revoke(PATIENT).unwrap();
             assert_eq!(
                 attaching.join().unwrap(),

@@ -141,9 +141,9 @@ fn m4_the_end_of_the_connection_ends_waits() {
             )
             .err()
         });
-        while ground.posts_of(5) == 0 && !opening.is_finished() {
-            std::thread::yield_now();
-        }
+        wait_until("the request to open", || {
+            ground.posts_of(5) != 0 || opening.is_finished()
+        });
         bus.disconnect(Deadline::seconds(30)).unwrap();
         opening.join().unwrap()
     });

@@ -15,9 +15,7 @@ struct Stays {
 impl ChannelSink for Stays {
     fn signalled(&self, _: &ChannelCore) {
         self.is_in.store(true, Ordering::SeqCst);
-        while !self.may_go.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_until("leave to end", || self.may_go.load(Ordering::SeqCst));
         self.is_in.store(false, Ordering::SeqCst);
     }
 
@@ -56,15 +54,13 @@ fn c2_closing_waits_for_the_callback_that_runs_on_another_processor() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let _there = ground.platform.on_processor(1);
-            while !is_over.load(Ordering::SeqCst) {
+            wait_until("the end of the channel", || {
                 bus.process(ProcessorIndex(1));
-                std::thread::yield_now();
-            }
+                is_over.load(Ordering::SeqCst)
+            });
         });
         opened.schedule();
-        while !is_in.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_until("the callback", || is_in.load(Ordering::SeqCst));
         let go = may_go.clone();
         scope.spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
@@ -109,15 +105,13 @@ fn c2_a_callback_that_stays_keeps_the_id_until_it_ends() {
         scope.spawn(|| {
             let _there = ground.platform.on_processor(1);
             bus.process(ProcessorIndex(1));
-            while !may_go.load(Ordering::SeqCst) {
+            wait_until("leave to end", || {
                 bus.process(ProcessorIndex(1));
-                std::thread::yield_now();
-            }
+                may_go.load(Ordering::SeqCst)
+            });
         });
         opened.schedule();
-        while !is_in.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_until("the callback", || is_in.load(Ordering::SeqCst));
         ground.host.rescind(channel.0);
         assert_eq!(opened.close(Deadline::millis(10)), Err(Error::TimedOut));
         bus.poll();
@@ -373,9 +367,7 @@ fn another_task_of_the_same_processor_is_not_taken_for_the_callback() {
         let bus = &bus;
         opened.schedule();
         scope.spawn(|| bus.process(ProcessorIndex(0)));
-        while !is_in.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_until("the callback", || is_in.load(Ordering::SeqCst));
         assert!(!opened.is_in_callback());
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(20));

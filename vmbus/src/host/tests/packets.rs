@@ -10,6 +10,7 @@ use super::support::*;
 use crate::Deadline;
 use crate::kmcl::{Error, Gone, SendFlags};
 use crate::memory::Mdl;
+use crate::testing::wait_until;
 
 const FLAGS: SendFlags = SendFlags::WAIT_FOR_COMPLETION;
 
@@ -294,9 +295,7 @@ fn revoking_ends_requests_of_all_kinds_and_gives_their_memory_back() {
                 .send_synchronous_request(b"blocked", Some(mdl), Deadline::Never, &mut [])
                 .unwrap_err()
         });
-        while pair.client.counters().outgoing_outstanding < 3 {
-            std::thread::yield_now();
-        }
+        wait_until("three requests", || pair.client.counters().outgoing_outstanding == 3);
         drop(pair.server.disable(SOON).unwrap());
         let refused = blocked.join().unwrap();
         assert_eq!(refused.error, Error::Gone(Gone::Rescinded));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::support::*;
 use crate::kmcl::{Error, Gone, NtStatus, SendFlags, StateChangeCallbacks, SynchronousRequest};
+use crate::testing::wait_until;
 use crate::{Deadline, Instant};
 
 fn without_waiting(payload: &[u8], deadline: Deadline) -> SynchronousRequest<'_> {
@@ -85,9 +86,7 @@ fn ssr_4_it_does_not_return_before_the_peer_completes() {
             client.send_synchronous_request(b"x", None, SOON, &mut []).unwrap();
             returned.store(true, Ordering::SeqCst);
         });
-        while server.context().held_count() == 0 {
-            std::thread::yield_now();
-        }
+        wait_until("the packet", || server.context().held_count() != 0);
         std::thread::sleep(Duration::from_millis(30));
         assert!(!returned.load(Ordering::SeqCst));
         server.context().release().complete(&[]).unwrap();
@@ -184,9 +183,7 @@ fn ssr_10_without_a_limit_it_waits() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(50));
-            while pair.server.context().held_count() == 0 {
-                std::thread::yield_now();
-            }
+            wait_until("the packet", || pair.server.context().held_count() != 0);
             pair.server.context().release().complete(&[]).unwrap();
         });
         pair.client
@@ -300,9 +297,7 @@ fn ssr_16_a_channel_that_shuts_down_releases_who_waits() {
                 .unwrap_err()
                 .error
         });
-        while pair.client.counters().outgoing_outstanding == 0 {
-            std::thread::yield_now();
-        }
+        wait_until("the request", || pair.client.counters().outgoing_outstanding != 0);
         drop(pair.client.clone().disable(SOON).unwrap());
         assert_eq!(waiting.join().unwrap().ntstatus(), NtStatus(0xc000_02b6));
     });

@@ -273,6 +273,9 @@ const BLOCKING_AND_ORDER: [&str; 31] = [
     "epp_9", "epp_12", "epp_13", "epp_14", "epp_15", "epp_16", "epp_20", "epp_21", "ged_5",
 ];
 
+/// What a test with threads calls.
+const WITH_THREADS: [&str; 4] = ["std::thread::", "with_threads(&", " stream()", "asked_in("];
+
 #[test]
 fn statements_about_blocking_and_order_run_with_threads() {
     let all = sources();
@@ -280,7 +283,7 @@ fn statements_about_blocking_and_order_run_with_threads() {
         .iter()
         .flat_map(|(_, text)| text.split("#[test]\nfn ").skip(1))
         .filter_map(|rest| rest.split("\n}\n").next())
-        .filter(|body| body.contains("std::thread::") || body.contains("with_threads(&"))
+        .filter(|body| WITH_THREADS.iter().any(|call| body.contains(call)))
         .collect();
     for id in BLOCKING_AND_ORDER.into_iter().chain(["epp_17", "epp_18"]) {
         let (kind, number) = id.split_once('_').unwrap();

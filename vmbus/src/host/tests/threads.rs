@@ -9,6 +9,7 @@ use super::support::*;
 use crate::Deadline;
 use crate::host::Host;
 use crate::kmcl::{Error, GpadlAccess, Level, SendFlags, StateChangeCallbacks, SynchronousRequest};
+use crate::testing::wait_until;
 
 /// Runs `body` while another thread does the deferred work of both ends.
 fn with_threads<T>(host: &Host, body: impl FnOnce() -> T) -> T {
@@ -35,14 +36,6 @@ impl Drop for End<'_> {
     }
 }
 
-fn await_that(mut condition: impl FnMut() -> bool) {
-    let start = std::time::Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "waited in vain");
-        std::thread::yield_now();
-    }
-}
-
 const PACKETS: u64 = 600;
 
 /// What the server sees of packets that are sent in bursts while others process.
@@ -50,16 +43,18 @@ fn stream() -> Vec<String> {
     let pair = Pair::new(echo);
     let log = with_threads(&pair.host, || {
         for number in 0..PACKETS {
-            while pair.client.send(format!("{number:08}").as_bytes()) == Err(Error::TooManyPackets) {
-                std::thread::yield_now();
-            }
+            wait_until("room for a packet", || {
+                pair.client.send(format!("{number:08}").as_bytes()) != Err(Error::TooManyPackets)
+            });
             if number % 100 == 99 {
                 // Empty: the batch ends.
-                await_that(|| pair.server.counters().packets_processed == number + 1);
+                wait_until("the end of the batch", || {
+                    pair.server.counters().packets_processed == number + 1
+                });
             }
         }
         let mut log = Vec::new();
-        await_that(|| {
+        wait_until("the last batch", || {
             log.extend(pair.server.context().take());
             log.last().is_some_and(|last| last.starts_with("batch"))
         });
@@ -81,7 +76,7 @@ fn batches(log: &[String]) -> Vec<usize> {
 
 #[test]
 fn ppc_8_each_packet_is_indicated_once_with_threads() {
-    let log = std::thread::spawn(stream).join().unwrap();
+    let log = stream();
     let mut seen = packets(&log);
     assert_eq!(seen.len() as u64, PACKETS);
     seen.sort_unstable();
@@ -91,7 +86,7 @@ fn ppc_8_each_packet_is_indicated_once_with_threads() {
 
 #[test]
 fn ppc_9_the_batch_ends_each_time_the_ring_runs_empty_with_threads() {
-    let log = std::thread::spawn(stream).join().unwrap();
+    let log = stream();
     assert!(batches(&log).len() as u64 >= PACKETS / 100, "{:?}", batches(&log));
     assert!(
         !log.windows(2)
@@ -101,7 +96,7 @@ fn ppc_9_the_batch_ends_each_time_the_ring_runs_empty_with_threads() {
 
 #[test]
 fn ppc_10_the_end_comes_after_the_last_packet_of_the_batch_with_threads() {
-    let log = std::thread::spawn(stream).join().unwrap();
+    let log = stream();
     let mut since = 0;
     for event in &log {
         match event.strip_prefix("batch ") {
@@ -113,19 +108,19 @@ fn ppc_10_the_end_comes_after_the_last_packet_of_the_batch_with_threads() {
 
 #[test]
 fn ppc_11_the_counts_sum_up_to_the_deliveries_with_threads() {
-    let log = std::thread::spawn(stream).join().unwrap();
+    let log = stream();
     assert_eq!(batches(&log).iter().sum::<usize>() as u64, PACKETS);
 }
 
 #[test]
 fn epp_20_every_batch_has_its_end_with_threads() {
-    let log = std::thread::spawn(stream).join().unwrap();
+    let log = stream();
     assert!(log.last().unwrap().starts_with("batch"));
 }
 
 #[test]
 fn epp_21_packets_come_in_their_order_with_threads() {
-    let log = std::thread::spawn(stream).join().unwrap();
+    let log = stream();
     let expected: Vec<String> = (0..PACKETS).map(|number| format!("{number:08}")).collect();
     assert_eq!(packets(&log), expected);
 }
@@ -152,7 +147,7 @@ fn ssr_12_time_up_while_others_work_with_threads() {
         assert!(before.elapsed() >= Duration::from_millis(30));
         assert_eq!(refused.error, Error::Cancelled);
         pair.server.context().release().complete(b"late").unwrap();
-        await_that(|| pair.client.counters().late_completions == 1);
+        wait_until("the late completion", || pair.client.counters().late_completions == 1);
     });
     pair.close();
 }
@@ -178,9 +173,11 @@ fn ssr_13_two_that_find_the_ring_full_queue_nothing_with_threads() {
     });
     with_threads(&pair.host, || {
         let sent = pair.client.counters().packets_sent;
-        await_that(|| pair.server.counters().packets_processed == sent);
+        wait_until("all packets", || pair.server.counters().packets_processed == sent);
         pair.client.send(b"last").unwrap();
-        await_that(|| pair.server.counters().packets_processed == sent + 1);
+        wait_until("the last packet", || {
+            pair.server.counters().packets_processed == sent + 1
+        });
     });
     assert_eq!(count(&pair.server.context().take(), "packet !"), 0);
     pair.close();
@@ -203,7 +200,7 @@ fn ssr_14_and_21_several_place_packets_without_waiting_with_threads() {
     assert_eq!(pair.client.counters().packets_sent, 20);
     assert_eq!(pair.server.counters().packets_processed, 0);
     with_threads(&pair.host, || {
-        await_that(|| pair.server.counters().packets_processed == 20);
+        wait_until("the packets", || pair.server.counters().packets_processed == 20);
     });
     assert_eq!(pair.server.counters().packets_sent, 0, "no completion was asked for");
     pair.close();
@@ -258,7 +255,7 @@ fn ssr_18_a_server_does_not_wait_whoever_asks_with_threads() {
         pair.server
             .send_synchronous(without_waiting(b"allowed", Deadline::IMMEDIATE))
             .unwrap();
-        await_that(|| pair.client.counters().packets_processed == 1);
+        wait_until("the packet", || pair.client.counters().packets_processed == 1);
     });
     pair.close();
 }
@@ -287,14 +284,14 @@ type End2 = super::support::End;
 
 #[test]
 fn ssr_19_no_completion_is_waited_for_in_started_with_threads() {
-    let log = std::thread::spawn(|| asked_in(|ask| StateChangeCallbacks::new().started(ask)));
-    assert_eq!(log.join().unwrap(), ["WouldDeadlock"]);
+    let log = asked_in(|ask| StateChangeCallbacks::new().started(ask));
+    assert_eq!(log, ["WouldDeadlock"]);
 }
 
 #[test]
 fn ssr_20_post_started_may_wait_with_threads() {
-    let log = std::thread::spawn(|| asked_in(|ask| StateChangeCallbacks::new().post_started(ask)));
-    assert_eq!(log.join().unwrap(), ["question"]);
+    let log = asked_in(|ask| StateChangeCallbacks::new().post_started(ask));
+    assert_eq!(log, ["question"]);
 }
 
 #[test]
@@ -305,12 +302,12 @@ fn ssr_24_a_late_completion_of_another_thread_writes_nothing_with_threads() {
         pair.client
             .send_synchronous_request(b"payload.", None, Deadline::millis(5), &mut answer)
             .unwrap_err();
-        await_that(|| pair.server.context().held_count() == 1);
+        wait_until("the packet", || pair.server.context().held_count() == 1);
         let packet = pair.server.context().release();
         std::thread::scope(|scope| {
             scope.spawn(|| packet.complete(b"too late").unwrap());
         });
-        await_that(|| pair.client.counters().late_completions == 1);
+        wait_until("the late completion", || pair.client.counters().late_completions == 1);
     });
     assert_eq!(answer, [7; 8]);
     pair.close();
@@ -361,7 +358,7 @@ fn gpm_18_it_is_refused_in_a_callback_of_any_thread_with_threads() {
     with_threads(&pair.host, || {
         pair.server.send(b"x").unwrap();
         let mut log = Vec::new();
-        await_that(|| {
+        wait_until("the refusal", || {
             log.extend(pair.client.context().take());
             log.contains(&"WouldDeadlock".to_string())
         });
@@ -406,11 +403,13 @@ fn epp_12_a_deferred_packet_is_not_overtaken_with_threads() {
         with_passive(&pair.server, || {
             for number in 0..90 {
                 let kind = if number % 3 == 0 { 'd' } else { 'n' };
-                while pair.client.send(format!("{kind}{number:07}").as_bytes()).is_err() {
-                    std::thread::yield_now();
-                }
+                wait_until("room for a packet", || {
+                    pair.client.send(format!("{kind}{number:07}").as_bytes()).is_ok()
+                });
             }
-            await_that(|| pair.server.counters().incoming_outstanding == 0 && pair.server.counters().dropped == 90);
+            wait_until("the last packet", || {
+                pair.server.counters().incoming_outstanding == 0 && pair.server.counters().dropped == 90
+            });
         });
     });
     let log = pair.server.context().take();
@@ -453,10 +452,10 @@ fn ged_5_after_pending_a_task_gets_the_packet_with_threads() {
         .send(b"x", Some(pair.mdl(b"data")), SendFlags::WAIT_FOR_COMPLETION)
         .unwrap();
     with_threads(&pair.host, || {
-        await_that(|| pair.server.needs_passive());
+        wait_until("work for a task", || pair.server.needs_passive());
         assert_eq!(pair.client.counters().outgoing_outstanding, 1, "not completed");
         with_passive(&pair.server, || {
-            await_that(|| pair.client.counters().outgoing_outstanding == 0);
+            wait_until("the completion", || pair.client.counters().outgoing_outstanding == 0);
         });
     });
     pair.close();
@@ -470,7 +469,7 @@ fn epp_14_a_failed_packet_stops_the_queue_while_others_send_with_threads() {
             // At some point the ring is full.
             let _ = pair.client.send(b"never");
         }
-        await_that(|| pair.server.counters().failed == 1);
+        wait_until("the failed packet", || pair.server.counters().failed == 1);
         std::thread::sleep(Duration::from_millis(10));
     });
     assert_eq!(count(&pair.server.context().take(), "packet"), 1);
@@ -500,7 +499,7 @@ fn epp_15_no_packet_comes_before_post_started_while_others_send_with_threads() {
             std::thread::sleep(Duration::from_millis(5));
             pair.server.context().note("start");
             pair.server.start(SOON).unwrap();
-            await_that(|| pair.server.counters().packets_processed > 10);
+            wait_until("packets", || pair.server.counters().packets_processed > 10);
         });
     });
     let log = pair.server.context().take();
@@ -514,7 +513,7 @@ fn epp_16_from_suspend_on_no_packet_comes_while_others_send_with_threads() {
     with_threads(&pair.host, || {
         while_sending(&pair, || {
             for _ in 0..20 {
-                await_that(|| pair.server.counters().packets_processed > 10);
+                wait_until("packets", || pair.server.counters().packets_processed > 10);
                 pair.server.pause(SOON).unwrap();
                 std::thread::yield_now();
                 let log = pair.server.context().take();
@@ -541,7 +540,7 @@ fn epp_17_and_18_the_quota_holds_while_others_send_and_complete_with_threads() {
             for quota in [4, 2, 7, 1] {
                 pair.server.set_transaction_quota(quota).unwrap();
                 for _ in 0..200 {
-                    await_that(|| pair.server.context().held_count() > 0);
+                    wait_until("a held packet", || pair.server.context().held_count() > 0);
                     drop(pair.server.context().release());
                 }
                 // Those of a larger quota are gone by now.
@@ -573,7 +572,7 @@ fn epp_9_pausing_waits_until_another_thread_completes_with_threads() {
     let pair = Pair::new(hold);
     with_threads(&pair.host, || {
         pair.client.send(b"x").unwrap();
-        await_that(|| pair.server.context().held_count() == 1);
+        wait_until("the packet", || pair.server.context().held_count() == 1);
         std::thread::scope(|scope| {
             let pausing = scope.spawn(|| pair.server.pause(Deadline::Never));
             std::thread::sleep(Duration::from_millis(20));

@@ -42,6 +42,7 @@ pub(super) struct FakePlatform {
 
 impl FakePlatform {
     pub(super) fn leak() -> &'static Self {
+        crate::testing::watch();
         Box::leak(Box::default())
     }
 

@@ -10,9 +10,11 @@ use crate::hyperv::overlay::{Overlay, Scope};
 use crate::hyperv::registers::PageRegister;
 use crate::hyperv::slot::{self, Release};
 use crate::hyperv::{
-    EVENT_FLAG_COUNT, EndOfInterrupt, Hypervisor, LeftOn, MessageType, Synic, SynicConfig, SynicError, TimerExpiry,
+    EVENT_FLAG_COUNT, EndOfInterrupt, Hypervisor, LeftOn, Message, MessageType, Synic, SynicConfig, SynicError,
+    TimerExpiry,
 };
 use crate::platform::{OutOfPages, PageUse, ProcessorIndex};
+use crate::testing::wait_until;
 
 const SIMP: u64 = 0x1_0000_0000;
 const SIEFP: u64 = 0x1_0010_0000;
@@ -42,6 +44,15 @@ fn deliver(platform: &FakePlatform, message_type: u32, size: u8, fill: u32) {
     platform.word32(SIMP + SLOT + 8).store(0x1122_3344, Ordering::Relaxed);
     platform.word32(SIMP + SLOT + 12).store(0x5566_7788, Ordering::Relaxed);
     platform.word32(SIMP + SLOT).store(message_type, Ordering::Release);
+}
+
+fn next_message(synic: &Synic) -> Message {
+    let mut message = None;
+    wait_until("the next message", || {
+        message = synic.take_message(2);
+        message.is_some()
+    });
+    message.unwrap()
 }
 
 fn set_pending(platform: &FakePlatform) {
@@ -369,14 +380,10 @@ fn m1_a_message_agrees_with_itself_whatever_the_host_does_meanwhile() {
             }
         });
         let _ends_host = EndsHost(&is_done);
-        let mut wanted = if cfg!(miri) { 5 } else { 1000 };
+        let wanted = if cfg!(miri) { 5 } else { 1000 };
         // On a busy machine the host's thread may not have begun: the messages count, not the looks.
-        while wanted > 0 {
-            let Some(message) = synic.take_message(2) else {
-                thread::yield_now();
-                continue;
-            };
-            wanted -= 1;
+        for _ in 0..wanted {
+            let message = next_message(&synic);
             assert_ne!(message.message_type(), MessageType::NONE);
             let first = Vec::from(message.payload());
             assert_eq!(first.len(), message.claimed_payload_len().min(240));
@@ -448,9 +455,7 @@ fn m3_a_message_that_comes_while_another_is_taken_in_a_crash_is_not_lost() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for round in 1..=rounds {
-                while begun.load(Ordering::Acquire) < round {
-                    thread::yield_now();
-                }
+                wait_until("the next round", || begun.load(Ordering::Acquire) >= round);
                 if slot()
                     .compare_exchange(1, 2, Ordering::SeqCst, Ordering::SeqCst)
                     .is_ok()
@@ -464,9 +469,7 @@ fn m3_a_message_that_comes_while_another_is_taken_in_a_crash_is_not_lost() {
             deliver(machine.platform, 1, 4, 0x6161_6161);
             begun.store(round, Ordering::Release);
             let taken = synic.take_message_in_emergency(2).unwrap().message_type();
-            while ended.load(Ordering::Acquire) < round {
-                thread::yield_now();
-            }
+            wait_until("the end of the round", || ended.load(Ordering::Acquire) >= round);
             let has_come = came.load(Ordering::Relaxed) == round;
             let is_there = slot().swap(0, Ordering::SeqCst) == 2;
             // Not asserted: the other thread would wait for ever.
@@ -488,9 +491,9 @@ fn deliver_by_the_rules(machine: &FakeMachine, number: u32, is_done: &AtomicBool
         set_pending(platform);
         fence(Ordering::SeqCst);
         if !slot_is_free() {
-            while machine.end_of_message_count.load(Ordering::SeqCst) == seen && !is_done.load(Ordering::Relaxed) {
-                thread::yield_now();
-            }
+            wait_until("an end-of-message", || {
+                machine.end_of_message_count.load(Ordering::SeqCst) != seen || is_done.load(Ordering::Relaxed)
+            });
         }
     }
     if slot_is_free() {
@@ -513,23 +516,10 @@ fn m3_no_message_is_lost_between_freeing_the_slot_and_looking_at_the_flag() {
             }
         });
         let _ends_host = EndsHost(&is_done);
-        let mut expected = 0;
-        let start = std::time::Instant::now();
-        let lost_after = if cfg!(miri) { 600 } else { 30 };
-        while expected < message_count && start.elapsed().as_secs() < lost_after {
-            match synic.take_message(2) {
-                Some(message) => {
-                    assert_eq!(message.payload(), expected.to_le_bytes());
-                    expected += 1;
-                }
-                None => thread::yield_now(),
-            }
+        for expected in 0..message_count {
+            // If it does not come, the host waits for an end-of-message that never came.
+            assert_eq!(next_message(&synic).payload(), expected.to_le_bytes());
         }
-        is_done.store(true, Ordering::Relaxed);
-        assert_eq!(
-            expected, message_count,
-            "the host waits for an end-of-message that never came"
-        );
     });
 }
 

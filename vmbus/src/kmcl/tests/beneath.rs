@@ -27,9 +27,7 @@ fn a_rescind_wakes_who_waits_in_post_started_where_no_callback_can_tell_it_with_
     let (host, number, control) = (ground.host, ground.channel, ground.control.clone());
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            while control.held.lock().unwrap().is_empty() {
-                std::thread::yield_now();
-            }
+            wait_until("the request", || !control.held.lock().unwrap().is_empty());
             host.rescind(number);
         });
         let channel = client.enable(SOON).unwrap();

@@ -10,6 +10,7 @@ use crate::memory::SharedPages;
 use crate::testing::model::{
     Config, Echo, GuestRange, Pace, Personality, Reply, RingError, Scrambler, VersionEcho, When,
 };
+use crate::testing::wait_until;
 
 fn contacted(config: Config, version: u32, connection: u32) -> RawGuest {
     let mut guest = RawGuest::new(config);
@@ -288,14 +289,13 @@ fn memory_changes_under_the_guests_feet() {
     guest.host.send_raw(&[1; 196]);
     let slot = guest.host.slot_address(0, 2).unwrap();
     let scrambler = Scrambler::start(guest.platform, slot + 4, [[196].into(), [255].into()].into());
-    let (mut seen, started) = ([false; 2], std::time::Instant::now());
-    while seen != [true; 2] && started.elapsed() < Duration::from_secs(20) {
+    let mut seen = [false; 2];
+    wait_until("both patterns", || {
         seen[usize::from(guest.claimed_len() == 255)] = true;
-        std::thread::yield_now();
-    }
+        seen == [true; 2]
+    });
     assert!(scrambler.rounds() > 0);
     drop(scrambler);
-    assert_eq!(seen, [true; 2]);
     guest.platform.guest_write(slot, &[0; 4]).unwrap();
 }
 

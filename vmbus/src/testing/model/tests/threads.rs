@@ -7,6 +7,7 @@ use super::guest::words;
 use super::protocol::offer;
 use crate::memory::SharedPages;
 use crate::testing::model::{Config, Echo, Personality};
+use crate::testing::wait_until;
 
 const PACKETS: u32 = if cfg!(miri) { 5 } else { 300 };
 
@@ -65,9 +66,7 @@ fn echo(guest: &RawGuest, rings: &SharedPages, connection: u32, number: u32) {
     assert_eq!(guest.signal(connection), 0);
     let index: &AtomicU32 = rings.word(2 * 4096).unwrap();
     // The host may be at it on the other thread.
-    while index.load(Ordering::SeqCst) == at {
-        std::thread::yield_now();
-    }
+    wait_until("the echo", || index.load(Ordering::SeqCst) != at);
     let mut answer = [0; 24];
     rings.read_at(3 * 4096 + at as usize, &mut answer).unwrap();
     assert_eq!(words(&answer), [11 | 2 << 16, 3, number, 0, !number, 0]);
