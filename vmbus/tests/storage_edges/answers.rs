@@ -75,6 +75,21 @@ fn a_request_whose_status_is_no_error_is_none() {
 }
 
 #[test]
+fn a_success_whose_packet_is_an_error_is_reported_as_none() {
+    let (ground, client, disk, memory) = Ground::with_disk();
+    memory.write_at(0, &[4; 512]).unwrap();
+    let contradiction = Outcome::good(512).with_status(0xC000_0001);
+    ground.inject(Fault::new(Filter::reads(), Effect::Answer(contradiction)).times(8));
+    let error = Error::Contradicted { status: 0xC000_0001 };
+    assert_eq!(read(&disk, 0, 1).unwrap_err(), error);
+    // It was sent again as often as that may help.
+    ground.inject(Fault::new(Filter::reads(), Effect::Answer(contradiction)).times(7));
+    assert_eq!(read(&disk, 0, 1).unwrap(), [4; 512]);
+    drop((client, disk));
+    ground.finish();
+}
+
+#[test]
 fn unit_attentions_in_the_middle_are_no_errors() {
     let (ground, client, disk, _) = Ground::with_disk();
     let bytes = pattern(7, 512);

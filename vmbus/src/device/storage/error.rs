@@ -57,6 +57,12 @@ pub enum Error {
         /// What the device says.
         scsi: ScsiStatus,
     },
+    /// The host calls the request done, and failed as well: it may be either.
+    #[error("the host calls the request done, and failed with status {status:#x}")]
+    Contradicted {
+        /// The failure: a Windows status.
+        status: u32,
+    },
     /// Fewer bytes were transferred than a whole transfer has, and nobody says why.
     #[error("only {transferred} bytes were transferred")]
     Short {

@@ -39,8 +39,8 @@
 //!
 //! # What is retried
 //!
-//! Unit attention, a busy or unready device, and commands that a reset or another command's failure has ended are sent again,
-//! for up to about two seconds. Reservation conflicts, medium errors, protected media and refused commands are not. Time-outs:
+//! Unit attention, a busy or unready device, commands that a reset or another command's failure has ended, and those that the host calls
+//! done and failed at once are sent again, for up to about two seconds. Reservation conflicts, medium errors, protected media and refused commands are not. Time-outs:
 //! the host is told to give a command up after 180 seconds, and the caller's deadline is the caller's; memory that the host has
 //! is not released before it answers or the channel ends, whoever gave up waiting.
 //!

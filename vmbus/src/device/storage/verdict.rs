@@ -1,7 +1,13 @@
 //! What an answer means: [`Verdict`].
 //!
-//! Two statuses and sense data may contradict each other. The order here: an adapter that knows no such device is believed;
+//! Statuses and sense data may contradict each other. The order here: an adapter that knows no such device is believed;
 //! then sense data, if it is there and says something; then the device's status; then the adapter's.
+//!
+//! The status in the packet's header decides only where the adapter and the device call the command a success, and it an error: what may
+//! not have been done is not reported as done. No host is known to say so. OpenVMM's `storvsp` makes that status of the adapter's, so
+//! that it is 0 beside a success, and 0x80000005, a warning, beside an overrun; in reports of Linux's `storvsc` about Hyper-V the
+//! error 0xc0000001 stands beside failures and beside overruns (0x12), whose count of bytes decides here. As guests, Linux, FreeBSD and
+//! OpenVMM's `storvsc_driver` take a command's success from adapter and device alone.
 
 use super::Error;
 use super::protocol::{Executed, ScsiStatus, Sense, SenseKey, SrbStatus};
@@ -48,6 +54,11 @@ fn judge_inner(executed: &Executed<'_>, asked: u32, is_news: &mut bool) -> Verdi
     if matches!(srb, SrbStatus::SUCCESS | SrbStatus::DATA_OVERRUN)
         && matches!(scsi, ScsiStatus::GOOD | ScsiStatus::CONDITION_MET)
     {
+        if srb == SrbStatus::SUCCESS && is_error(executed.status) {
+            return again(Error::Contradicted {
+                status: executed.status,
+            });
+        }
         return Verdict::Done(transferred);
     }
     if matches!(
@@ -81,6 +92,11 @@ fn judge_inner(executed: &Executed<'_>, asked: u32, is_news: &mut bool) -> Verdi
         SrbStatus::INVALID_REQUEST => Verdict::Failed(Error::Unsupported),
         _ => Verdict::Failed(failed),
     }
+}
+
+/// Returns true for a Windows status that is an error, and neither a success nor a warning.
+const fn is_error(status: u32) -> bool {
+    status >> 30 == 3
 }
 
 const fn judge_sense(sense: &Sense, transferred: u32, is_news: &mut bool) -> Option<Verdict> {

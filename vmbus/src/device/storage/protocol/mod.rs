@@ -380,6 +380,7 @@ impl<'a> Answer<'a> {
         let srb = SrbStatus::from_wire(wire.srb_status);
         let has_sense = SrbStatus::has_sense(wire.srb_status);
         Ok(Executed {
+            status: self.status,
             srb,
             scsi: ScsiStatus(wire.scsi_status),
             transferred: wire.transfer_length.get(),
@@ -395,6 +396,8 @@ impl<'a> Answer<'a> {
 /// What became of a command, as the host alleges.
 #[derive(Clone, Copy, Debug)]
 pub struct Executed<'a> {
+    /// What the packet's header says: a Windows status.
+    pub status: u32,
     /// What the adapter says.
     pub srb: SrbStatus,
     /// What the device says.

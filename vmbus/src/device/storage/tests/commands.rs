@@ -160,6 +160,47 @@ fn q9_sense_data_goes_before_the_statuses_and_the_adapter_before_both_where_noth
 }
 
 #[test]
+fn q9_a_success_with_an_error_in_the_header_is_none() {
+    let with = |status: u32, end: Ending| Ending {
+        status,
+        is_done: true,
+        ..end
+    };
+    for status in [0xc000_0001, 0xc000_0185, u32::MAX] {
+        let error = Error::Contradicted { status };
+        assert_eq!(read_after(&with(status, ending(1, 0))), (Err(error), 8), "{status:#x}");
+        assert_eq!(read_after(&with(status, ending(1, 4))).0, Err(error));
+        // What is wrong with the command itself goes first, and sense data that says that it was done.
+        assert_eq!(read_after(&with(status, ending(1, 0x18))).0, Err(Error::Reserved));
+        assert_eq!(read_after(&with(status, sense(1, 0x17, 0))), (Ok(()), 1));
+        // Hosts say so of a command that has other data than was asked for: the bytes count.
+        assert_eq!(read_after(&with(status, ending(0x12, 0))), (Ok(()), 1));
+    }
+    for status in [1, 0x103, 0x4000_0000, 0x8000_0005] {
+        assert_eq!(read_after(&with(status, ending(1, 0))), (Ok(()), 1), "{status:#x}");
+    }
+
+    // What may not be durable is not reported to be, and it may pass.
+    let fake = fake();
+    let disk = fake.disk();
+    let end = with(0xc000_009a, ending(1, 0));
+    for _ in 0..8 {
+        fake.fault(0x35, end.clone());
+    }
+    let error = Error::Contradicted { status: 0xc000_009a };
+    assert_eq!(disk.flush(SOON).unwrap_err(), error);
+    fake.fault(0x35, end.clone());
+    disk.flush(SOON).unwrap();
+    for _ in 0..8 {
+        fake.fault(0x2a, end.clone());
+    }
+    let failed = disk.write(Lba(0), fake.buffer(512), SOON).unwrap_err();
+    assert_eq!(failed.error, error);
+    fake.fault(0x2a, end);
+    disk.write(Lba(0), failed.buffer.unwrap(), SOON).unwrap();
+}
+
+#[test]
 fn q9_no_more_is_believed_to_be_transferred_than_was_asked_for_and_less_is_an_error() {
     let more = Ending {
         transferred: Some(u32::MAX),

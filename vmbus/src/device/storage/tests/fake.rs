@@ -52,6 +52,8 @@ impl FakeDisk {
 /// How a command ends.
 #[derive(Clone, Default)]
 pub(super) struct Ending {
+    /// In the packet's header.
+    pub(super) status: u32,
     pub(super) srb: u8,
     pub(super) scsi: u8,
     pub(super) sense: Vec<u8>,
@@ -413,6 +415,7 @@ impl Script {
                 ..fault
             };
         }
+        answer[8..12].copy_from_slice(&end.status.to_le_bytes());
         (answer[14], answer[15]) = (end.srb, end.scsi);
         answer[24..28].copy_from_slice(&end.transferred.unwrap_or(0).to_le_bytes());
         answer[21] = end.sense.len() as u8;
