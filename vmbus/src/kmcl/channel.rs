@@ -423,7 +423,12 @@ impl<C: Context> Channel<C> {
     ///
     /// [`Error::TooManyPackets`] if all are in use.
     pub fn packet_allocate(&self) -> Result<OutgoingPacket<C>, Error> {
-        Ok(OutgoingPacket::new(self.core().take_packet()?, self))
+        let (body, is_kept) = self.core().take_packet()?;
+        Ok(if is_kept {
+            OutgoingPacket::new(body, self)
+        } else {
+            OutgoingPacket::counted(body, self)
+        })
     }
 
     /// Returns how many bytes a packet object takes (`VmbChannelSizeofPacket`).
@@ -700,7 +705,7 @@ impl<C: Context> Channel<C> {
 }
 
 /// How long the drop of the last handle waits for the channel to end.
-const DROP_DEADLINE: Deadline = Deadline::seconds(2);
+pub(super) const DROP_DEADLINE: Deadline = Deadline::seconds(2);
 
 impl<C: Context> fmt::Debug for Channel<C> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

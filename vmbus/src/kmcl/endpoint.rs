@@ -342,13 +342,15 @@ impl<C: Context> Core<C> {
         (!body.in_line).then(|| body.lent.as_ref().map(|lent| lent.described().clone()))?
     }
 
-    /// Takes a free packet.
-    pub(crate) fn take_packet(&self) -> Result<PacketMemory<C>, Error> {
-        let body = self.outgoing().pool.pop();
-        body.ok_or_else(|| {
+    /// Takes a free packet; says as well whether the channel keeps itself for it, which one that has ended does not do any more.
+    pub(crate) fn take_packet(&self) -> Result<(PacketMemory<C>, bool), Error> {
+        let mut outgoing = self.outgoing();
+        let Some(body) = outgoing.pool.pop() else {
+            drop(outgoing);
             add(&self.counters.refused, 1);
-            Error::TooManyPackets
-        })
+            return Err(Error::TooManyPackets);
+        };
+        Ok((body, outgoing.keeper.is_some()))
     }
 
     /// Puts a packet back, or frees it if it is in the caller's memory. What keeps the channel comes back if this was the last

@@ -11,12 +11,13 @@ use crate::fallible::Handle;
 
 impl<C: Context> Channel<C> {
     /// Makes the handle for a packet of the channel's pools, incoming or outgoing, which is out from now on and home when its
-    /// memory is in the pool again: it counts nothing if the channel keeps itself.
+    /// memory is in the pool again: it counts nothing if the channel keeps itself. Not for one that is taken from the pool of a
+    /// channel that has ended: nothing keeps that.
     #[inline]
     pub(crate) fn for_packet_of_pool(&self) -> Self {
         if self.core().lends_handles() {
             // SAFETY: the packet's memory is out of its pool, or not completed, as long as the packet holds it, and so long
-            // `Outgoing` keeps an owner. Who gives up the memory in a method of the packet, and gets that owner back, drops it
+            // `Outgoing` keeps an owner: it had one when the memory left the pool. Who gives up the memory in a method of the packet, and gets that owner back, drops it
             // last; nobody else runs meanwhile, by the platform's promise.
             Self::lent(unsafe { Handle::lent(&self.shared()) })
         } else {

@@ -147,15 +147,22 @@ pub struct OutgoingPacket<C: Context> {
 }
 
 impl<C: Context> OutgoingPacket<C> {
+    /// Makes a packet of memory that was not in the pool a moment ago, or that the channel keeps itself for.
     pub(crate) fn new(body: PacketMemory<C>, channel: &Channel<C>) -> Self {
-        let channel = if body.of_pool {
-            channel.for_packet_of_pool()
-        } else {
-            channel.uncounted()
-        };
+        if !body.of_pool {
+            return Self::counted(body, channel);
+        }
         Self {
             body: Some(body),
-            channel,
+            channel: channel.for_packet_of_pool(),
+        }
+    }
+
+    /// Makes a packet that is an owner of the channel, whatever keeps that.
+    pub(crate) fn counted(body: PacketMemory<C>, channel: &Channel<C>) -> Self {
+        Self {
+            body: Some(body),
+            channel: channel.uncounted(),
         }
     }
 

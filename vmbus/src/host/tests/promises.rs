@@ -106,6 +106,27 @@ fn a_channel_that_ended_stays_until_its_last_packet_is_home() {
 }
 
 #[test]
+fn a_packet_that_is_taken_from_a_channel_that_has_ended_keeps_it() {
+    for callers in ALL {
+        let pair = pair(callers);
+        let log = pair.client.context().clone();
+        let late = pair.client.clone();
+        drop(pair.client.disable(SOON).unwrap());
+        let packet = late.packet_allocate().unwrap();
+        drop(late);
+        assert_eq!(Arc::strong_count(&log), 2, "{callers:?}: kept by its packet");
+        assert_eq!(packet.channel().gone(), Some(Gone::Disabled));
+        let refused = packet.send(b"late", None, SendFlags::empty()).unwrap_err();
+        assert_eq!(refused.error, Error::Gone(Gone::Disabled));
+        drop(refused);
+        assert_eq!(Arc::strong_count(&log), 1, "{callers:?}");
+        drop(pair.server.disable(SOON).unwrap());
+        pair.host.process();
+        assert_eq!(Shared::owner_count(&pair.host.inner), 1);
+    }
+}
+
+#[test]
 fn a_channel_of_one_call_at_a_time_keeps_itself_as_long_as_it_has_not_ended() {
     for callers in ALL {
         let pair = pair(callers);
