@@ -607,6 +607,10 @@ impl<C: Context> DisabledChannel<C> {
                 .map(|facts| *core.offer.lock(core.platform) = facts),
         };
         if let Err(error) = enabled {
+            // Now, and not with its last handle: a callback may have cloned it.
+            if let Err(error) = Core::disable(&core, core.until(super::channel::DROP_DEADLINE)) {
+                log::warn!(target: "vmbus::kmcl", "{}: neither enabled nor ended: {error}", channel.friendly_name());
+            }
             drop(core.is_over());
             return Err(error);
         }

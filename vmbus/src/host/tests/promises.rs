@@ -127,6 +127,30 @@ fn a_packet_that_is_taken_from_a_channel_that_has_ended_keeps_it() {
 }
 
 #[test]
+fn a_handle_that_a_callback_kept_of_a_channel_that_was_not_enabled_is_of_one_that_has_ended() {
+    for callers in ALL {
+        let (host, platform) = host_on(TestPlatform::leak_promising(callers));
+        let server = server_with(&host, echo).enable(SOON).unwrap();
+        let opened = |channel: &End| {
+            *channel.context().peer.lock().unwrap() = Some(channel.clone());
+            Err(crate::kmcl::NtStatus::INVALID_DEVICE_STATE)
+        };
+        let states = crate::kmcl::StateChangeCallbacks::new().opened(opened);
+        let client = client_with(&host, echo).init_set_state_change_callbacks(states);
+        let log = client.context().clone();
+        drop(client.enable(SOON).unwrap_err());
+        let kept = log.peer.lock().unwrap().take().unwrap();
+        assert_eq!(kept.gone(), Some(Gone::Disabled), "{callers:?}");
+        assert_eq!(kept.send(b"x"), Err(Error::Gone(Gone::Disabled)));
+        drop(kept);
+        assert_eq!(Arc::strong_count(&log), 1);
+        drop(server.disable(SOON).unwrap());
+        host.process();
+        assert_eq!(platform.pages_in_use(), 0);
+    }
+}
+
+#[test]
 fn a_channel_of_one_call_at_a_time_keeps_itself_as_long_as_it_has_not_ended() {
     for callers in ALL {
         let pair = pair(callers);
