@@ -7,6 +7,7 @@
 mod word;
 
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::DerefMut;
 
 #[cfg(feature = "host")]
@@ -55,7 +56,10 @@ impl<T> Lock<T> {
     #[inline]
     pub(crate) fn lock_on(&self, platform: impl FnOnce() -> &'static dyn Platform) -> LockGuard<'_, T> {
         if self.held.replace_alone(FREE, HELD) {
-            LockGuard { lock: self }
+            LockGuard {
+                lock: self,
+                _here: PhantomData,
+            }
         } else {
             self.lock_in_section(platform)
         }
@@ -115,12 +119,12 @@ impl<T> Lock<T> {
 const FREE: u8 = 0;
 const HELD: u8 = 1;
 
-impl<T: fmt::Debug> fmt::Debug for Lock<T> {
+/// Does not take the lock to show what it guards: in no section, deferred work that interrupts the printing would wait for it for
+/// ever.
+impl<T> fmt::Debug for Lock<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.try_lock_in_emergency() {
-            Some(guard) => formatter.debug_tuple("Lock").field(&*guard).finish(),
-            None => formatter.write_str("Lock(held)"),
-        }
+        let is_held = self.held.load() == HELD;
+        formatter.write_str(if is_held { "Lock(held)" } else { "Lock(free)" })
     }
 }
 
@@ -151,9 +155,18 @@ impl Drop for DispatchSection {
 /// for its parts.
 type Section = Option<(&'static dyn Platform, DispatchToken)>;
 
-/// The right to use what a [`Lock`] guards.
+/// The right to use what a [`Lock`] guards. It stays on the processor whose section it is in, and whoever has it has the value alone:
+///
+/// ```compile_fail,E0277
+/// fn send<T: Send>(_: T) {}
+/// fn elsewhere(guard: vmbus::sync::LockGuard<'_, u8>) {
+///     send(guard);
+/// }
+/// ```
 pub struct LockGuard<'a, T> {
     lock: &'a Lock<T>,
+    /// Neither sent, because the section is left where it was entered, nor shared: a lock is shared with a value that is not.
+    _here: PhantomData<*const T>,
 }
 
 impl<T> Drop for LockGuard<'_, T> {

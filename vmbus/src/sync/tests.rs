@@ -35,10 +35,45 @@ fn a_lock_is_held_by_one_and_free_again_behind_it() {
         *guard += 1;
         drop(guard);
         assert_eq!(*lock.try_lock_in_emergency().unwrap(), 8);
-        assert_eq!(format!("{lock:?}"), "Lock(8)");
+        assert_eq!(format!("{lock:?}"), "Lock(free)");
         *lock.get_mut() = 9;
         assert_eq!(*lock.lock(platform), 9);
     }
+}
+
+/// Both implementations fit a type that is sent or shared, and then the compiler cannot say which one is meant.
+trait IsNot<How> {
+    fn here() {}
+}
+struct Sent;
+struct Shared;
+impl<T: ?Sized> IsNot<()> for T {}
+impl<T: Send + ?Sized> IsNot<Sent> for T {}
+impl<T: Sync + ?Sized> IsNot<Shared> for T {}
+
+#[test]
+fn a_guard_stays_where_it_is_and_a_lock_is_shared_with_what_is_sent() {
+    // A cell may be sent and not shared: two tasks with one guard would have it at the same time.
+    <LockGuard<'_, core::cell::Cell<u8>> as IsNot<_>>::here();
+    <LockGuard<'_, u8> as IsNot<_>>::here();
+    fn is_shared<T: Sync>() {}
+    is_shared::<Lock<core::cell::Cell<u8>>>();
+}
+
+/// What is not to be printed.
+struct Secret<'a>(&'a AtomicUsize);
+impl fmt::Debug for Secret<'_> {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_lock_is_not_taken_to_be_printed() {
+    let looks = AtomicUsize::new(0);
+    let _ = format!("{:?}", Lock::new(Secret(&looks)));
+    assert_eq!(looks.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the audited module that locks are built on")]
 
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -221,7 +222,10 @@ unsafe impl<T: Send> Sync for Guarded<T> {}
 impl<'a, T> LockGuard<'a, T> {
     /// Makes the guard of a lock that was just taken in `section`, which lies in the lock meanwhile.
     pub(super) const fn in_section(lock: &'a Lock<T>, section: Section) -> Self {
-        let guard = Self { lock };
+        let guard = Self {
+            lock,
+            _here: PhantomData,
+        };
         // SAFETY: the section is the holder's, as the value is: see below; nothing refers to it.
         unsafe { lock.section.0.get().write(section) };
         guard
