@@ -109,8 +109,16 @@ impl<C: Context> Core<C> {
             return Err((Error::TooManyPackets, whole(lent)));
         };
         body.lent = lent;
-        match outgoing.send_request(body, Waiter::Task(waker), payload, if_full, &self.counters) {
-            Ok(id) => Ok(id),
+        // A waker is somebody else's code, and goes in only when nothing can drop it under the lock any more.
+        match outgoing.send_request(body, Waiter::Task(None), payload, if_full, &self.counters) {
+            Ok(id) => {
+                if let Some(waker) = waker
+                    && let Some(request) = outgoing.table.get_mut(id)
+                {
+                    request.waiter = Waiter::Task(Some(waker));
+                }
+                Ok(id)
+            }
             Err((error, mut body)) => {
                 let lent = body.lent.take();
                 drop(outgoing);
@@ -146,15 +154,13 @@ impl<C: Context> Core<C> {
         let mut outgoing = self.outgoing();
         let request = outgoing.table.get_mut(id)?;
         add(&self.counters.cancelled, 1);
-        let old = if request.body.in_line || matches!(request.waiter, Waiter::Done) {
-            return outgoing.take_request(id, &self.counters).map(|request| request.body);
-        } else {
-            core::mem::replace(&mut request.waiter, Waiter::Nobody)
-        };
+        let is_ours = request.body.in_line || matches!(request.waiter, Waiter::Done);
+        let old = core::mem::replace(&mut request.waiter, Waiter::Nobody);
+        let request = is_ours.then(|| outgoing.take_request(id, &self.counters)).flatten();
         drop(outgoing);
         // A waker is somebody else's code.
         drop(old);
-        None
+        request.map(|request| request.body)
     }
 }
 

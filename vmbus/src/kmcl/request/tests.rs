@@ -11,20 +11,29 @@ use super::*;
 use crate::host::Misbehaviour;
 use crate::testing::Loopback;
 
-/// Counts its wakes, and does something while it is cloned.
+/// Counts its wakes, and does something while it is cloned, and while it is dropped.
 struct Hook {
     clones: AtomicUsize,
     wakes: AtomicUsize,
     /// With each clone, and its number.
     cloned: Box<dyn Fn(usize) + Send + Sync>,
+    dropped: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Hook {
     fn waker(cloned: impl Fn(usize) + Send + Sync + 'static) -> (&'static Self, Waker) {
+        Self::waker_with(cloned, || ())
+    }
+
+    fn waker_with(
+        cloned: impl Fn(usize) + Send + Sync + 'static,
+        dropped: impl Fn() + Send + Sync + 'static,
+    ) -> (&'static Self, Waker) {
         let hook: &'static Self = Box::leak(Box::new(Self {
             clones: AtomicUsize::new(0),
             wakes: AtomicUsize::new(0),
             cloned: Box::new(cloned),
+            dropped: Box::new(dropped),
         }));
         // SAFETY: the functions of the table take a hook that lives for ever, from any thread.
         let waker = unsafe { Waker::new(core::ptr::from_ref(hook).cast(), &TABLE) };
@@ -41,7 +50,11 @@ static TABLE: RawWakerVTable = RawWakerVTable::new(
     },
     wake,
     wake,
-    |_| (),
+    |data| {
+        // SAFETY: made by `Hook::waker`.
+        let hook = unsafe { &*data.cast::<Hook>() };
+        (hook.dropped)();
+    },
 );
 
 fn wake(data: *const ()) {
@@ -122,4 +135,50 @@ fn the_waker_of_the_last_poll_is_the_one_that_is_woken() {
     }
     both.host().process();
     assert_eq!((first.wakes.load(SeqCst), last.wakes.load(SeqCst)), (0, 1));
+}
+
+/// Polls a request once and drops it, and returns whether the channel's lock was free each time that a waker was dropped.
+fn locks_at_drops(channel: &Channel, expected: Option<Error>) -> Vec<bool> {
+    let free = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (watch, seen) = (channel.uncounted(), free.clone());
+    let look = move || {
+        let is_free = watch.core().outgoing.try_lock_in_emergency().is_some();
+        seen.lock().unwrap().push(is_free);
+    };
+    let (_, waker) = Hook::waker_with(|_| (), look);
+    {
+        let mut request = pin!(channel.request(b"question", None));
+        let poll = request.as_mut().poll(&mut core::task::Context::from_waker(&waker));
+        match (poll, expected) {
+            (Poll::Pending, None) => {}
+            (Poll::Ready(Err(refused)), Some(expected)) => assert_eq!(refused.error, expected),
+            (poll, _) => panic!("{poll:?}"),
+        }
+    }
+    let free = free.lock().unwrap().clone();
+    free
+}
+
+#[test]
+fn no_waker_is_dropped_under_a_lock() {
+    // Of a request that is sent, and of one that waits in line.
+    let both = Loopback::echo().unwrap();
+    let channel = both.open().unwrap();
+    assert_eq!(locks_at_drops(&channel, None), [true; 2]);
+    while channel.core().send_plain(b"filler", IfFull::Refuse).is_ok() {}
+    assert_eq!(locks_at_drops(&channel, None), [true; 2]);
+    // Of one that finds the table full, though there is a packet.
+    let both = Loopback::echo().unwrap();
+    let channel = both.client().unwrap().init_set_maximum_packet_count(1);
+    let channel = channel.enable(Deadline::seconds(5)).unwrap();
+    let mut own = channel.packet_initialize().unwrap();
+    own.set_completion_routine(|_, _, _| ());
+    own.send(b"x", None, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+    assert_eq!(locks_at_drops(&channel, Some(Error::TooManyPackets)), [true]);
+    // Of one that is not written.
+    let both = Loopback::echo().unwrap();
+    let channel = both.open().unwrap();
+    both.host().misbehave(channel.id(), Misbehaviour::ReadIndex(3)).unwrap();
+    while channel.core().send_plain(b"filler", IfFull::Refuse).is_ok() {}
+    assert_eq!(locks_at_drops(&channel, Some(Error::Corrupt)), [true]);
 }
