@@ -117,8 +117,8 @@ impl<C: Context> Core<C> {
         Settled::Dropped(None)
     }
 
-    /// Ends all requests with an error; the peer has given up their memory.
-    pub(crate) fn fail_requests(&self, why: Gone) {
+    /// Ends all requests with an error. What those lend that the peer has seen stays lent for good unless it `is_given_up`.
+    pub(crate) fn fail_requests(&self, why: Gone, is_given_up: bool) {
         loop {
             let mut outgoing = self.outgoing();
             let Some(id) = outgoing.table.find(|request| !matches!(request.waiter, Waiter::Done)) else {
@@ -126,6 +126,10 @@ impl<C: Context> Core<C> {
             };
             let request = outgoing.table.get_mut(id).map(|request| {
                 request.body.outcome = Err(why.into());
+                if !request.body.in_line && !is_given_up {
+                    // The peer may still write to it.
+                    core::mem::forget(request.body.lent.take());
+                }
                 &mut request.waiter
             });
             match request {

@@ -301,16 +301,17 @@ impl<C: Context> Core<C> {
         };
         let was_open = ring.is_some();
         drop((ring, incoming));
+        let mut is_given_up = true;
         if let Some(transport) = transport {
             let deadline = until.map_or(crate::Deadline::Never, crate::Deadline::At);
             if let Err(error) = transport.close(deadline) {
                 log::warn!(target: "vmbus::kmcl", "{}: not closed cleanly: {error}", self.settings.name.as_str());
+                is_given_up = false;
             }
         }
         self.collect_placed();
-        self.fail_requests(why);
+        self.fail_requests(why, is_given_up);
         self.deliver_routines(channel);
-        let reopens = self.side == Side::Server && why == Gone::Closed;
         if !reopens {
             self.set_phase(Phase::Ended);
             self.provider.revoke();

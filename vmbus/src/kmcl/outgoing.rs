@@ -629,8 +629,14 @@ impl<C: Context> Outgoing<C> {
     /// owners to be told.
     pub(crate) fn drop_queue(&mut self, why: Gone) {
         while let Some(first) = self.queue.front_mut() {
-            if let Queued::Notice(body) = first {
-                body.outcome = Err(why.into());
+            match first {
+                Queued::Notice(body) => body.outcome = Err(why.into()),
+                Queued::Request(_) => {
+                    // It still says of itself that it was in line: the peer has not seen it.
+                    self.queue.pop_front();
+                    continue;
+                }
+                Queued::Completion(..) => {}
             }
             self.first_is_written();
         }

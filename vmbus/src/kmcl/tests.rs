@@ -19,7 +19,7 @@ use crate::bus::{self, Bus, ChannelCore, ChannelSink, Config};
 use crate::hyperv::Hypervisor;
 use crate::memory::{DmaBuffer, Mdl, PAGE_SIZE};
 use crate::protocol::Guid;
-use crate::testing::model::{self, Device, GuestRange, Host, HostChannel, Personality};
+use crate::testing::model::{self, Device, GuestRange, Host, HostChannel, Personality, Reply};
 use crate::testing::{FakePlatform, wait_until};
 
 const CLASS: &str = "5a17e5a1-0000-4000-8000-00000000c1a5";
@@ -354,6 +354,40 @@ fn a_broken_ring_ends_the_channel_and_its_memory_stays_lent_until_it_is_closed()
     assert!(buffer.is_sole_owner());
     drop(buffer);
     ground.finish();
+}
+
+#[test]
+fn memory_that_the_host_does_not_give_up_at_the_end_stays_lent() {
+    let ground = Ground::new();
+    let channel = ground.client().init_set_maximum_packet_count(8).enable(SOON).unwrap();
+    ground.control.is_silent.store(true, Ordering::SeqCst);
+    let buffers: Vec<DmaBuffer> = (0..3).map(|_| ground.mdl(b"lent").into_dma_buffer().unwrap()).collect();
+    let mut packet = channel.packet_allocate().unwrap();
+    packet.set_completion_routine(|channel, mut packet, status| {
+        let mdl = packet.take_mdl().map(|mdl| mdl.len());
+        channel
+            .context()
+            .lock()
+            .unwrap()
+            .push(std::format!("{status:?} {mdl:?}"));
+    });
+    let sent = packet.send(b"x", Some(buffers[0].clone().into()), SendFlags::WAIT_FOR_COMPLETION);
+    sent.unwrap();
+    let request = channel.send_request(b"x", Some(buffers[1].clone().into())).unwrap();
+    drop(channel.send_request(b"x", Some(buffers[2].clone().into())).unwrap());
+    ground.settle();
+    log(&channel);
+    // It says nothing to the end of the rings' memory: it may not have seen that the channel is closed.
+    ground.host.set_reply(11, Reply::Silent);
+    let watch = channel.uncounted();
+    drop(channel.disable(Deadline::millis(50)));
+    assert_eq!(log(&watch), ["suspend", "Err(Gone(Disabled)) None", "closed"]);
+    let mut request = core::pin::pin!(request);
+    let poll = request
+        .as_mut()
+        .poll(&mut core::task::Context::from_waker(core::task::Waker::noop()));
+    assert!(matches!(poll, core::task::Poll::Ready(Err(refused)) if refused.given.is_none()));
+    assert!(buffers.iter().all(|buffer| !buffer.is_sole_owner()));
 }
 
 #[test]
