@@ -4,11 +4,12 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::boxed::Box;
 use std::sync::Mutex;
 
 use crate::Platform;
 use crate::memory::{Gpa, PAGE_SIZE};
-use crate::platform::{Callers, NotMapped, OutOfPages, PageUse, ProcessorIndex, TaskId};
+use crate::platform::{Callers, DispatchToken, NotMapped, OutOfPages, PageUse, ProcessorIndex, TaskId};
 
 /// Guest-physical pages are the kernel's with their numbers scrambled, so that an address taken for a page fails.
 const SCRAMBLE: u64 = 0x5a5;
@@ -20,6 +21,22 @@ pub(crate) struct TestPlatform {
     in_use: AtomicUsize,
     refuse: AtomicBool,
     blocks: Mutex<Vec<(usize, usize)>>,
+    meanwhile: Mutex<Option<Meanwhile>>,
+    has_meanwhile: AtomicBool,
+}
+
+/// What another task does while one is about to take a lock.
+struct Meanwhile {
+    /// So many locks later.
+    later: usize,
+    /// Returns whether it is to be done again, before the next lock.
+    work: Box<dyn FnMut() -> bool + Send>,
+}
+
+impl core::fmt::Debug for Meanwhile {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(formatter, "Meanwhile({})", self.later)
+    }
 }
 
 impl TestPlatform {
@@ -39,6 +56,30 @@ impl TestPlatform {
 
     pub(crate) fn pages_in_use(&self) -> usize {
         self.in_use.load(Ordering::SeqCst)
+    }
+
+    /// Has `work` done before the lock that is taken when so many others have been; again before each one that follows, as long as it
+    /// returns true. The locks that it takes itself do not count.
+    pub(crate) fn before_lock(&self, later: usize, work: impl FnMut() -> bool + Send + 'static) {
+        let work = Box::new(work);
+        *self.meanwhile.lock().unwrap() = Some(Meanwhile { later, work });
+        self.has_meanwhile.store(true, Ordering::SeqCst);
+    }
+
+    fn do_what_others_do(&self) {
+        let due = self.meanwhile.lock().unwrap().take();
+        let Some(mut due) = due else { return };
+        let stays = if due.later == 0 {
+            (due.work)()
+        } else {
+            due.later -= 1;
+            true
+        };
+        if stays {
+            *self.meanwhile.lock().unwrap() = Some(due);
+        } else {
+            self.has_meanwhile.store(false, Ordering::SeqCst);
+        }
     }
 
     pub(crate) fn refuse_pages(&self, refuse: bool) {
@@ -98,6 +139,13 @@ unsafe impl Platform for TestPlatform {
 
     fn callers(&self) -> Callers {
         self.callers
+    }
+
+    fn enter_dispatch(&self) -> DispatchToken {
+        if self.has_meanwhile.load(Ordering::Relaxed) {
+            self.do_what_others_do();
+        }
+        DispatchToken(0)
     }
 
     fn current_task(&self) -> TaskId {

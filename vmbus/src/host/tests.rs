@@ -8,6 +8,7 @@ mod ged;
 mod gpm;
 mod initialise;
 mod lifecycle;
+mod meanwhile;
 mod misbehave;
 mod objects;
 mod order;

@@ -662,7 +662,7 @@ impl<C: Context> Channel<C> {
             let incoming = self.core().incoming();
             quota.saturating_sub(incoming.slots())
         };
-        let fresh = super::receive::new_slots(&self.core().settings, more)?;
+        let mut fresh = super::receive::new_slots(&self.core().settings, more)?;
         self.core()
             .outgoing
             .lock(self.core().platform)
@@ -670,7 +670,7 @@ impl<C: Context> Channel<C> {
         self.core()
             .incoming
             .lock(self.core().platform)
-            .set_quota(&self.core().settings, quota, fresh)?;
+            .set_quota(&self.core().settings, quota, &mut fresh)?;
         Ok(())
     }
 }

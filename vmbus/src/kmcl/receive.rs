@@ -233,13 +233,20 @@ impl<C: Context> Incoming<C> {
             stopped: false,
             sealed: false,
         };
-        incoming.set_quota(settings, settings.quota, new_slots(settings, settings.quota)?)?;
+        incoming.set_quota(settings, settings.quota, &mut new_slots(settings, settings.quota)?)?;
         Ok(incoming)
     }
 
-    /// Sets the quota; `fresh` are the slots that it takes beyond those that there are.
-    pub(crate) fn set_quota(&mut self, settings: &Settings, quota: u32, fresh: Vec<Slot>) -> Result<(), OutOfMemory> {
-        let slots = (self.slots as usize).saturating_add(fresh.len());
+    /// Sets the quota. What it takes beyond the slots that there are comes out of `fresh`; others may have brought some meanwhile, and
+    /// the rest stays there.
+    pub(crate) fn set_quota(
+        &mut self,
+        settings: &Settings,
+        quota: u32,
+        fresh: &mut Vec<Slot>,
+    ) -> Result<(), OutOfMemory> {
+        let missing = fresh.len().min(quota.saturating_sub(self.slots) as usize);
+        let slots = (self.slots as usize).saturating_add(missing);
         let ready = slots.saturating_add((settings.maximum_packet_count as usize).saturating_mul(2));
         self.pool
             .try_reserve_exact(slots.saturating_sub(self.pool.len()))
@@ -247,7 +254,7 @@ impl<C: Context> Incoming<C> {
         self.ready
             .try_reserve_exact(ready.saturating_sub(self.ready.len()))
             .map_err(|_| OutOfMemory)?;
-        for body in fresh {
+        for body in fresh.drain(..missing) {
             push_reserved(&mut self.pool, body);
             self.slots = self.slots.saturating_add(1);
         }
