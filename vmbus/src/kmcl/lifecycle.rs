@@ -236,6 +236,7 @@ impl<C: Context> Core<C> {
     pub(crate) fn leave(&self) {
         self.end(Gone::Disabled);
         self.give_up_rings();
+        self.outgoing().closed = Some(Gone::Disabled);
         self.incoming().drop_packets();
         self.set_phase(Phase::Ended);
         loop {
@@ -288,9 +289,12 @@ impl<C: Context> Core<C> {
     /// The last steps: the channel is closed with the peer, requests end, and the driver is told.
     fn finish(&self, channel: &Channel<C>, why: Gone, until: Option<Instant>) {
         self.absorb();
+        let reopens = self.side == Side::Server && why == Gone::Closed;
         let (ring, transport) = {
             let mut outgoing = self.outgoing();
             outgoing.flowing = false;
+            // From here on, because nobody looks for what comes behind those that are told below.
+            outgoing.closed = (!reopens).then_some(why);
             outgoing.drop_queue(why);
             (outgoing.ring.take(), outgoing.transport.take())
         };

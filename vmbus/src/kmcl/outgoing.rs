@@ -97,6 +97,11 @@ pub(crate) struct Outgoing<C: Context> {
     pub(crate) keeper: Option<Shared<Core<C>>>,
     /// The channel has ended.
     is_over: bool,
+    /// Nothing is sent any more, and nothing may wait in line: why.
+    pub(crate) closed: Option<Gone>,
+    /// How many wait for room without standing in line, and the least that one of them has asked for.
+    waiting: u32,
+    least_room: u32,
     /// The peer broke the ring.
     pub(crate) broken: bool,
     /// Why the last packet was not written, until that is told.
@@ -133,6 +138,9 @@ impl<C: Context> Outgoing<C> {
             reader_waits: false,
             keeper: None,
             is_over: false,
+            closed: None,
+            waiting: 0,
+            least_room: u32::MAX,
             broken: false,
             failure: None,
             packets,
@@ -291,6 +299,9 @@ impl<C: Context> Outgoing<C> {
     ) -> Result<RequestId, (Error, PacketMemory<C>)> {
         let error = if !may_wait {
             self.failure()
+        } else if let Some(why) = self.closed {
+            // It has ended since the caller looked.
+            why.into()
         } else if if_full == IfFull::Queue && self.may_queue(counters) {
             if let Some(InFlight { body, .. }) = self.table.get_mut(id) {
                 body.keep(payload);
@@ -321,6 +332,7 @@ impl<C: Context> Outgoing<C> {
         body.outcome = Ok(0);
         match self.try_write(Kind::NOTICE, 0, payload, counters) {
             Ok(true) => Ok(Some(body)),
+            Ok(false) if let Some(why) = self.closed => Err((why.into(), body)),
             Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
             Ok(false) => {
                 body.keep(payload);

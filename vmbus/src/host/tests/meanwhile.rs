@@ -9,6 +9,44 @@ use crate::Deadline;
 use crate::host::Misbehaviour;
 use crate::kmcl::{Error, Gone, Level, OutgoingPacket, SendFlags, StateChangeCallbacks, SynchronousRequest};
 
+/// Has the client disabled by another task, before the next lock is taken.
+fn disable_meanwhile(pair: &Pair) {
+    let mut other = Some(pair.client.clone());
+    pair.platform.before_lock(0, move || {
+        drop(other.take().unwrap().disable(SOON).unwrap());
+        false
+    });
+}
+
+fn note(channel: &End, _: OutgoingPacket<Arc<Log>>, outcome: Result<(), Error>) {
+    channel.context().note(format!("{outcome:?}"));
+}
+
+#[test]
+fn what_is_sent_while_the_channel_ends_is_refused_and_does_not_wait_for_ever() {
+    const GONE: Error = Error::Gone(Gone::Disabled);
+    for flags in [SendFlags::empty(), SendFlags::WAIT_FOR_COMPLETION] {
+        let pair = Pair::new(echo);
+        let mut packet = pair.client.packet_allocate().unwrap();
+        packet.set_completion_routine(note);
+        disable_meanwhile(&pair);
+        assert_eq!(packet.send(b"late", None, flags).unwrap_err().error, GONE);
+        pair.close();
+    }
+    let pair = Pair::new(echo);
+    disable_meanwhile(&pair);
+    let waited = pair
+        .client
+        .send_synchronous_request(b"late", None, Deadline::millis(50), &mut []);
+    assert_eq!(waited.unwrap_err().error, GONE);
+    pair.close();
+
+    let pair = Pair::new(echo);
+    disable_meanwhile(&pair);
+    assert_eq!(pair.client.send(b"late"), Err(GONE));
+    pair.close();
+}
+
 #[test]
 fn two_that_raise_the_quota_at_the_same_time_do_not_make_slots_twice() {
     let pair = Pair::with(
