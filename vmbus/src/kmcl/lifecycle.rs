@@ -90,6 +90,28 @@ pub(crate) fn server_sink<C: Context>(core: &Shared<Core<C>>) -> Result<Box<dyn 
     Ok(try_box(Receiver(Channel::borrowed(core)))?)
 }
 
+/// The gate, held by somebody who does not deliver. Who has found it taken meanwhile, with a signal of the peer's, is made up for.
+pub(crate) struct Passing<'c, C: Context> {
+    core: &'c Core<C>,
+    entered: Option<Entered<'c>>,
+}
+
+impl<C: Context> Passing<'_, C> {
+    fn now_inside(&self, inside: Inside) {
+        if let Some(entered) = &self.entered {
+            entered.now_inside(inside);
+        }
+    }
+}
+
+impl<C: Context> Drop for Passing<'_, C> {
+    fn drop(&mut self) {
+        if self.entered.take().is_some_and(Entered::leave) {
+            self.core.reschedule();
+        }
+    }
+}
+
 impl<C: Context> Core<C> {
     /// Makes the object that the bus tells of signals.
     pub(crate) fn sink(this: &Shared<Self>) -> Result<Box<dyn Sink>, OutOfMemory> {
@@ -97,9 +119,13 @@ impl<C: Context> Core<C> {
     }
 
     /// Takes the gate, waiting for a callback that runs.
-    pub(crate) fn enter_by(&self, until: Option<Instant>) -> Result<Entered<'_>, Error> {
+    pub(crate) fn enter_by(&self, until: Option<Instant>) -> Result<Passing<'_, C>, Error> {
         let task = self.current_task();
-        self.wait_plain(until, || self.gate.try_enter(task, Inside::Callback))
+        let entered = self.wait_plain(until, || self.gate.try_enter(task, Inside::Callback))?;
+        Ok(Passing {
+            core: self,
+            entered: Some(entered),
+        })
     }
 
     /// The channel has been opened: takes its rings and runs the callbacks. On an error there is no traffic, and the rings are
@@ -146,7 +172,7 @@ impl<C: Context> Core<C> {
         Ok(())
     }
 
-    fn begin(&self, channel: &Channel<C>, entered: &Entered<'_>) {
+    fn begin(&self, channel: &Channel<C>, entered: &Passing<'_, C>) {
         self.incoming().sealed = false;
         self.set_phase(Phase::Starting);
         if let Some(callback) = &self.callbacks.state.started {
@@ -201,12 +227,21 @@ impl<C: Context> Core<C> {
             _ => return Ok(()),
         }
         drop(entered);
-        this.wait(until, |core| core.is_idle().then_some(()))?;
-        match this.gone() {
-            Some(gone) => Err(gone.into()),
-            None => {
-                this.set_phase(Phase::Paused);
-                Ok(())
+        loop {
+            this.wait(until, |core| core.is_idle().then_some(()))?;
+            let _entered = this.enter_by(until)?;
+            if let Some(gone) = this.gone() {
+                return Err(gone.into());
+            }
+            match this.phase() {
+                // Paused, started and paused again by others, say.
+                Phase::Suspending if !this.is_idle() => {}
+                Phase::Suspending => {
+                    this.set_phase(Phase::Paused);
+                    return Ok(());
+                }
+                // Another task has done so, and perhaps started the channel since.
+                _ => return Ok(()),
             }
         }
     }

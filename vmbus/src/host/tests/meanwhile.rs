@@ -48,6 +48,50 @@ fn what_is_sent_while_the_channel_ends_is_refused_and_does_not_wait_for_ever() {
 }
 
 #[test]
+fn a_channel_that_somebody_starts_again_while_it_is_paused_runs() {
+    let pair = Pair::new(echo);
+    let other = pair.client.clone();
+    // The suspend callback has run; the next lock is that of the look for packets that are still out.
+    pair.platform.before_lock(0, move || {
+        other.pause(SOON).unwrap();
+        other.start(SOON).unwrap();
+        false
+    });
+    pair.client.pause(SOON).unwrap();
+    assert_eq!(pair.client.context().take(), ["suspend", "started", "post-started"]);
+    assert!(pair.client.is_running());
+    pair.close();
+}
+
+#[test]
+fn what_comes_while_a_channel_is_being_paused_is_looked_at() {
+    let (host, platform) = host();
+    let server = server_with(&host, hold).enable(SOON).unwrap();
+    let (log, others) = (server.context().clone(), host.clone());
+    let states = StateChangeCallbacks::new().suspend(move |_: &End| {
+        // On another processor, say.
+        log.release().complete(b"answer").unwrap();
+        others.process();
+    });
+    let client = client_with(&host, echo).init_set_state_change_callbacks(states);
+    let client = client.enable(SOON).unwrap();
+    let mut packet = client.packet_allocate().unwrap();
+    packet.set_completion_routine(note);
+    packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+    host.process();
+    client.pause(SOON).unwrap();
+    host.process();
+    assert_eq!(client.context().take(), ["Ok(())"]);
+    let pair = Pair {
+        host,
+        platform,
+        server,
+        client,
+    };
+    pair.close();
+}
+
+#[test]
 fn two_that_raise_the_quota_at_the_same_time_do_not_make_slots_twice() {
     let pair = Pair::with(
         |server| server.init_set_transaction_quota(2),
