@@ -485,9 +485,7 @@ impl<C: Context> Outgoing<C> {
             }
         }
         self.commit(counters);
-        if let Some(ring) = &mut self.ring {
-            ring.stop_waiting();
-        }
+        self.let_others_wait();
     }
 
     /// The first in line is in the ring.
@@ -510,17 +508,39 @@ impl<C: Context> Outgoing<C> {
             && self.queue.is_empty()
             && let Ok(needed) = u32::try_from(len.saturating_add(7 + 24) & !7)
         {
-            // Errors are met again by the next attempt to write.
-            let _ = ring.wait_for_room(needed);
+            self.least_room = self.least_room.min(needed);
+            // Who waits for less has looked as well, if that is there. Errors are met again by the next attempt to write.
+            if let Ok(Room::Available) = ring.wait_for_room(self.least_room) {
+                let _ = ring.wait_for_room(needed);
+            }
         }
     }
 
-    /// Nobody waits for room any more, except what stands in line.
+    /// Somebody is going to wait for room without standing in line, until [`stop_waiting`](Self::stop_waiting).
+    pub(crate) const fn begin_waiting(&mut self) {
+        self.waiting = self.waiting.saturating_add(1);
+    }
+
+    /// One of them does not wait any more.
     pub(crate) fn stop_waiting(&mut self) {
-        if let Some(ring) = &mut self.ring
-            && self.queue.is_empty()
-        {
+        self.waiting = self.waiting.saturating_sub(1);
+        if self.queue.is_empty() {
+            self.let_others_wait();
+        }
+    }
+
+    /// Has the peer tell when there is room for those who wait without standing in line, if there are any: others may have asked for
+    /// something else meanwhile.
+    fn let_others_wait(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        if self.waiting == 0 {
+            self.least_room = u32::MAX;
             ring.stop_waiting();
+        } else if !matches!(ring.wait_for_room(self.least_room), Ok(Room::Awaited))
+            && let Some(transport) = &self.transport
+        {
+            // There is room already, and no signal will say so.
+            transport.schedule();
         }
     }
 

@@ -303,6 +303,7 @@ impl<C: Context> Channel<C> {
             Err(Error::RingFull) if if_full == IfFull::Queue => {}
             Err(error) => return Err(error),
         }
+        core.outgoing().begin_waiting();
         let outcome = core.wait(core.until(deadline), |core| {
             match core.send_plain(payload, IfFull::Refuse) {
                 Ok(()) => Some(Ok(())),

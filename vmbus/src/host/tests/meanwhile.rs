@@ -111,3 +111,52 @@ fn two_that_raise_the_quota_at_the_same_time_do_not_make_slots_twice() {
     pair.close();
 }
 
+#[test]
+fn who_gives_up_waiting_for_room_leaves_the_others_waiting() {
+    let request = |deadline| SynchronousRequest {
+        payload: &[b'x'; 512],
+        mdl: None,
+        flags: SendFlags::empty(),
+        completion: None,
+        deadline,
+    };
+    let pair = Pair::with(
+        |server| server.init_set_transaction_quota(1),
+        |client| client,
+        hold,
+        echo,
+    );
+    pair.server.set_incoming_processing_at_passive(Level::Dispatch);
+    pair.host.process();
+    while pair.client.send_synchronous(request(Deadline::IMMEDIATE)).is_ok() {}
+    pair.host.process();
+    while pair.client.send_synchronous(request(Deadline::IMMEDIATE)).is_ok() {}
+    assert_eq!(pair.server.context().held_count(), 1);
+    let woken = Arc::new(AtomicUsize::new(0));
+    let (other, log, host, seen) = (
+        pair.client.clone(),
+        pair.server.context().clone(),
+        pair.host.clone(),
+        woken.clone(),
+    );
+    // The first one has found the ring full twice, and has asked for a signal.
+    pair.platform.before_lock(3, move || {
+        host.run_clients();
+        let late = other.send_synchronous(request(Deadline::millis(1))).unwrap_err();
+        assert_eq!(late.error, Error::Cancelled);
+        host.run_clients();
+        // Room: is the client told?
+        log.release().complete(&[]).unwrap();
+        host.run_servers();
+        seen.store(1 + usize::from(host.run_clients()), Ordering::SeqCst);
+        false
+    });
+    pair.client.send_synchronous(request(SOON)).unwrap();
+    assert_eq!(woken.load(Ordering::SeqCst), 2);
+    while pair.server.context().held_count() > 0 {
+        pair.server.context().release().complete(&[]).unwrap();
+        pair.host.process();
+    }
+    pair.close();
+}
+
