@@ -230,7 +230,7 @@ impl<C: Context> Outgoing<C> {
         self.failure.take().unwrap_or(Error::Corrupt)
     }
 
-    const fn fail(&mut self, error: &WriteError, len: usize) -> Error {
+    fn fail(&mut self, error: &WriteError, len: usize) -> Error {
         match error {
             WriteError::TooLarge { limit, .. } => Error::PacketTooLarge {
                 len,
@@ -238,9 +238,18 @@ impl<C: Context> Outgoing<C> {
             },
             WriteError::PageList { .. } => Error::InvalidExternalData { len, ranges: 0 },
             _ => {
-                self.broken = true;
+                self.break_ring();
                 Error::Corrupt
             }
+        }
+    }
+
+    /// The peer broke the ring: whoever processes next ends the channel, and that is soon.
+    #[cold]
+    fn break_ring(&mut self) {
+        self.broken = true;
+        if let Some(transport) = &self.transport {
+            transport.schedule();
         }
     }
 
@@ -375,8 +384,7 @@ impl<C: Context> Outgoing<C> {
                 self.commit(counters);
                 Ok(true)
             }
-            Err(WriteError::Full { .. }) => Ok(false),
-            Err(error) => Err(self.fail(&error, len)),
+            Err(error) => self.not_written(&error, len, counters).map_err(|Failed| self.failure()),
         }
     }
 
@@ -471,7 +479,7 @@ impl<C: Context> Outgoing<C> {
                         Some(Ok(Room::Available)) => {}
                         Some(Ok(Room::Awaited)) | None => return,
                         Some(Err(_)) => {
-                            self.broken = true;
+                            self.break_ring();
                             return;
                         }
                     }
@@ -479,7 +487,7 @@ impl<C: Context> Outgoing<C> {
                 Err(error) => {
                     // Sizes were checked when the packet came, so this is the ring.
                     log::warn!(target: "vmbus::kmcl", "a packet in line cannot be sent: {error}");
-                    self.broken = true;
+                    self.break_ring();
                     return;
                 }
             }

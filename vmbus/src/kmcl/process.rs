@@ -384,9 +384,9 @@ impl<C: Context> Core<C> {
         let first = self
             .ending
             .compare_exchange(0, gone_code(why), Ordering::AcqRel, Ordering::Acquire);
-        // Once: a broken ring is met again by each look at it.
+        // Once: a broken ring is met again by each look at it. Soon: nobody may be at work, and such a peer signals no more.
         if first.is_ok() {
-            self.gate.leave_note();
+            self.schedule();
         }
     }
 

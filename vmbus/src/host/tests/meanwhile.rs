@@ -160,3 +160,54 @@ fn who_gives_up_waiting_for_room_leaves_the_others_waiting() {
     pair.close();
 }
 
+#[test]
+fn a_ring_that_breaks_while_somebody_waits_ends_the_channel_soon() {
+    let pair = Pair::new(hold);
+    let id = pair.client.id();
+    let (host, mut once) = (pair.host.clone(), true);
+    pair.platform.before_lock(4, move || {
+        if std::mem::take(&mut once) {
+            host.misbehave(id, Misbehaviour::WriteIndex(7)).unwrap();
+            // That signal finds others at work.
+            host.forget_signals(id);
+        }
+        false
+    });
+    let refused = pair
+        .client
+        .send_synchronous_request(b"x", None, SOON, &mut [])
+        .unwrap_err();
+    assert_eq!(refused.error, Error::Gone(Gone::Corrupt));
+    pair.host.process();
+    assert_eq!(pair.client.context().take(), ["suspend"]);
+    drop(pair.server.context().release());
+    pair.close();
+}
+
+#[test]
+fn a_ring_that_a_sender_finds_broken_ends_the_channel_soon() {
+    for raw in [false, true] {
+        let pair = Pair::new(hold);
+        pair.host
+            .misbehave(pair.client.id(), Misbehaviour::ReadIndex(3))
+            .unwrap();
+        pair.host.process();
+        let mut outcome = Ok(());
+        for _ in 0..100 {
+            outcome = if raw {
+                pair.client.send_transfer_pages(1, &[(0, 8)], &[b'x'; 512])
+            } else {
+                pair.client.send(&[b'x'; 512])
+            };
+            if outcome.is_err() {
+                break;
+            }
+        }
+        assert_eq!(outcome, Err(Error::Corrupt), "{raw}");
+        pair.host.run_clients();
+        assert_eq!(pair.client.gone(), Some(Gone::Corrupt), "{raw}");
+        assert_eq!(pair.client.context().take(), ["suspend"]);
+        pair.server.context().held.lock().unwrap().clear();
+        pair.close();
+    }
+}

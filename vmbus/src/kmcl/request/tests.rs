@@ -155,8 +155,7 @@ fn locks_at_drops(channel: &Channel, expected: Option<Error>) -> Vec<bool> {
             (poll, _) => panic!("{poll:?}"),
         }
     }
-    let free = free.lock().unwrap().clone();
-    free
+    free.lock().unwrap().clone()
 }
 
 #[test]
