@@ -337,7 +337,8 @@ impl<C: Context> Channel<C> {
     ///
     /// # Errors
     ///
-    /// Nothing was sent: [`Error::PacketTooLarge`], [`Error::TooManyPackets`], [`Error::Gone`].
+    /// Nothing was sent: [`Error::PacketTooLarge`], [`Error::TooManyPackets`], [`Error::WrongState`] on a channel that is paused
+    /// after its first start, [`Error::Corrupt`] if the peer has broken the ring, which ends the channel soon, [`Error::Gone`].
     pub fn send(&self, payload: &[u8]) -> Result<(), Error> {
         self.core().send_plain(payload, IfFull::Queue)
     }
@@ -356,8 +357,8 @@ impl<C: Context> Channel<C> {
     ///
     /// # Errors
     ///
-    /// Nothing was sent: [`Error::RingFull`], [`Error::PacketTooLarge`], [`Error::Gone`], [`Error::InvalidExternalData`] for
-    /// more than 32 ranges.
+    /// Nothing was sent: [`Error::RingFull`], [`Error::InvalidExternalData`] for more than 32 ranges, and as for
+    /// [`send`](Self::send).
     pub fn send_transfer_pages(&self, set_id: u16, ranges: &[(u32, u32)], payload: &[u8]) -> Result<(), Error> {
         let core = self.core();
         core.may_send(payload.len())?;
@@ -543,7 +544,8 @@ impl<C: Context> Channel<C> {
     }
 
     /// Closes the channel, or takes the offer back (`VmbChannelDisable`): delivery stops, packets that the driver holds are
-    /// awaited, the channel is closed with the peer, requests end with [`Error::Gone`], and the closed callback is called.
+    /// awaited, the channel is closed with the peer, requests end with [`Error::Gone`], and the closed callback is called. A host that
+    /// does not answer to the end in time may still write to what requests have lent: that does not come back then.
     /// What the channel was initialised with is kept, and may be changed and enabled again. Other handles answer
     /// [`Error::Gone`] from now on.
     ///
@@ -559,7 +561,7 @@ impl<C: Context> Channel<C> {
     /// # Errors
     ///
     /// The handle comes back: [`Error::WouldDeadlock`] from the channel's own callback; [`Error::TimedOut`]: the channel ends,
-    /// but the driver still holds packets, so call again.
+    /// but the driver still holds packets, so call again; [`Error::OutOfMemory`]: it has ended, and cannot be enabled again.
     pub fn disable(self, deadline: Deadline) -> Result<DisabledChannel<C>, Refused<Self>> {
         match Core::disable(&self.shared(), self.core().until(deadline)) {
             Ok(()) => match DisabledChannel::again(&self.shared()) {

@@ -309,7 +309,8 @@ impl<C: Context> OutgoingPacket<C> {
     /// # Errors
     ///
     /// Everything comes back, and nothing was sent: [`Error::PacketTooLarge`], [`Error::InvalidExternalData`],
-    /// [`Error::CompletionNeeded`] (an `mdl` without the flag), [`Error::TooManyPackets`], [`Error::Gone`].
+    /// [`Error::CompletionNeeded`] (an `mdl` without the flag), [`Error::TooManyPackets`], [`Error::WrongState`] on a channel that is
+    /// paused after its first start, [`Error::Corrupt`] if the peer has broken the ring, which ends the channel soon, [`Error::Gone`].
     pub fn send(self, payload: &[u8], mdl: Option<Mdl>, flags: SendFlags) -> Result<(), Refused<(Self, Option<Mdl>)>> {
         match mdl {
             Some(mdl) => self

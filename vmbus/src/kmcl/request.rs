@@ -185,7 +185,8 @@ impl<C: Context> Channel<C> {
     /// The memory comes back where the peer does not have it:
     /// - nothing was sent: [`Error::InvalidCapacity`], [`Error::PacketTooLarge`], [`Error::InvalidExternalData`],
     ///   [`Error::TooManyPackets`], [`Error::WouldDeadlock`] (from a callback of this channel other than post-started),
-    ///   [`Error::ServerMayNotWait`], [`Error::RingFull`] (no room, and a deadline of zero), [`Error::Gone`];
+    ///   [`Error::ServerMayNotWait`], [`Error::RingFull`] (no room, and a deadline of zero), [`Error::WrongState`] (paused after
+    ///   its first start), [`Error::Corrupt`] (the peer has broken the ring, which ends the channel soon), [`Error::Gone`];
     /// - [`Error::Cancelled`]: time was up; a request that is in the ring already may still be seen by the peer, and its
     ///   memory stays lent until the peer completes it or the channel ends;
     /// - [`Error::CompletionTruncated`]: the buffer holds the completion's beginning.
@@ -357,7 +358,8 @@ impl<C: Context> Channel<C> {
     /// # Errors
     ///
     /// The memory comes back, and nothing was sent: [`Error::PacketTooLarge`], [`Error::InvalidExternalData`],
-    /// [`Error::TooManyPackets`], [`Error::ServerMayNotWait`], [`Error::Gone`].
+    /// [`Error::TooManyPackets`], [`Error::ServerMayNotWait`], [`Error::WrongState`] on a channel that is paused after its first
+    /// start, [`Error::Corrupt`] if the peer has broken the ring, which ends the channel soon, [`Error::Gone`].
     pub fn send_request(&self, payload: &[u8], mdl: Option<Mdl>) -> Result<Request<'static, C>, Refused<Option<Mdl>>> {
         let id = self.begin(payload, mdl, None)?;
         Ok(Request {
