@@ -1,4 +1,4 @@
-//! Allocation that may fail: [`Shared`] (a reference count), [`try_box`] and [`TryPush`].
+//! Allocation that may fail: [`Shared`] (a reference count), [`try_box`] and [`TryPush`]; and change of lists within the room that they have.
 //!
 //! Stable Rust has no `Arc::try_new` and no `Box::try_new`, and a library that aborts the kernel for want of memory is
 //! of no use, so this module provides them. It is the only one in the crate that allocates directly.
@@ -16,7 +16,9 @@ use core::sync::atomic::{AtomicUsize, Ordering, fence};
 use zerocopy::FromZeros;
 
 mod handle;
+mod reserved;
 pub(crate) use handle::{Borrowed, Handle};
+pub(crate) use reserved::{ReservedQueue, ReservedVec};
 
 /// The heap has no memory left for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,11 +59,9 @@ pub trait TryPush<T> {
 }
 
 impl<T> TryPush<T> for Vec<T> {
-    #[expect(clippy::disallowed_methods, reason = "there is room: just reserved")]
     fn try_push(&mut self, value: T) -> Result<(), OutOfMemory> {
         self.try_reserve(1).map_err(|_| OutOfMemory)?;
-        self.push(value);
-        Ok(())
+        self.push_within(value).map_err(|_| OutOfMemory)
     }
 }
 
@@ -81,11 +81,10 @@ pub fn try_vec_with_capacity<T>(capacity: usize) -> Result<Vec<T>, OutOfMemory> 
 /// # Errors
 ///
 /// [`OutOfMemory`]; nothing is made then.
-#[expect(clippy::disallowed_methods, reason = "there is room: just reserved")]
 pub fn try_vec_of<T>(len: usize, mut make: impl FnMut(usize) -> T) -> Result<Vec<T>, OutOfMemory> {
     let mut vector = try_vec_with_capacity(len)?;
     for index in 0..len {
-        vector.push(make(index));
+        vector.push_within(make(index)).map_err(|_| OutOfMemory)?;
     }
     Ok(vector)
 }

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{Host, Status};
 use crate::Platform;
 use crate::bus::Offer;
-use crate::fallible::{Shared, TryPush};
+use crate::fallible::{ReservedVec, Shared, TryPush};
 use crate::kmcl::transport::{ServerSink, Sink, UserDefined};
 use crate::kmcl::{Error, GpadlAccess};
 use crate::memory::Mdl;
@@ -220,7 +220,7 @@ impl Entry {
         if memory.get(index).is_some_and(|shared| shared.is_mapped) {
             return Ok(false);
         }
-        let gone = memory.swap_remove(index);
+        let gone = memory.swap_take(index);
         drop(memory);
         drop(gone);
         Ok(true)

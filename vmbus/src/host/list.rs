@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use super::Host;
 use super::entry::{End, Entry};
-use crate::fallible::{OutOfMemory, Shared, TryPush};
+use crate::fallible::{OutOfMemory, ReservedVec, Shared, TryPush};
 use crate::kmcl::transport::{ServerSink, Sink};
 use crate::sync::LockGuard;
 
@@ -175,7 +175,7 @@ impl Host {
         let mut entries = self.entries();
         let at = entries.iter().position(|other| Shared::is_same(&other.entry, entry));
         // In its place and order: the others may be run by their index.
-        let gone = at.map(|at| entries.remove(at));
+        let gone = at.and_then(|at| entries.take_at(at));
         drop(entries);
         drop(gone);
         self.changed();

@@ -7,13 +7,13 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use super::counters::{LiveCounters, add};
 use super::external::Lent;
 use super::gate::{Gate, Inside};
-use super::outgoing::{IfFull, Outgoing, push_reserved};
+use super::outgoing::{IfFull, Outgoing};
 use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::{Incoming, IncomingBody, Ready};
 use super::settings::{Callbacks, Settings, gone_from};
 use super::transport::{OfferFacts, Provider};
 use super::{Context, Error, Gone, SendFlags, Side};
-use crate::fallible::{Shared, try_vec_with_capacity};
+use crate::fallible::{Shared, TryPush, try_vec_with_capacity};
 use crate::memory::{DmaBuffer, Mdl};
 use crate::platform::{Callers, TaskId, Wait};
 use crate::sync::{Lock, LockGuard};
@@ -102,7 +102,7 @@ impl<C: Context> Core<C> {
     ) -> Result<Shared<Self>, Error> {
         let mut outgoing = Outgoing::new(settings.maximum_packet_count, settings.quota)?;
         for _ in 0..settings.maximum_packet_count {
-            push_reserved(&mut outgoing.pool, Body::new(&settings, true)?);
+            outgoing.pool.try_push(Body::new(&settings, true)?)?;
         }
         let reserved_bytes = (settings.maximum_packet_count as usize)
             .saturating_mul(Body::<C>::size(&settings))
@@ -110,7 +110,7 @@ impl<C: Context> Core<C> {
         let platform = provider.platform();
         let mut bounce = try_vec_with_capacity(settings.bounce_buffers)?;
         for _ in 0..settings.bounce_buffers {
-            push_reserved(&mut bounce, DmaBuffer::allocate(platform, settings.bounce_buffer_size)?);
+            bounce.try_push(DmaBuffer::allocate(platform, settings.bounce_buffer_size)?)?;
         }
         let core = Shared::try_new(Self {
             side,

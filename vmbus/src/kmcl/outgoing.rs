@@ -16,7 +16,7 @@ use super::receive::Slot;
 use super::slab::{RequestId, Slab};
 use super::transport::{RingPages, Transport};
 use super::{Context, Error, Gone};
-use crate::fallible::{OutOfMemory, Shared, try_vec_with_capacity};
+use crate::fallible::{OutOfMemory, ReservedQueue, ReservedVec, Shared, try_vec_with_capacity};
 use core::sync::atomic::Ordering;
 
 use crate::protocol::packet::{PacketFlags, PacketType};
@@ -258,6 +258,14 @@ impl<C: Context> Outgoing<C> {
         self.queue.len() < self.queue.capacity()
     }
 
+    fn queue_up(&mut self, queued: Queued<C>) {
+        let kept = self.queue.push_back_within(queued);
+        debug_assert!(
+            kept.is_ok(),
+            "there is room for some packets of ours, and for each of the peer's"
+        );
+    }
+
     /// After something was put in line: has the peer tell when there is room.
     fn watch_room(&mut self, counters: &LiveCounters) {
         if self.queue.len() == 1 {
@@ -315,7 +323,7 @@ impl<C: Context> Outgoing<C> {
             if let Some(InFlight { body, .. }) = self.table.get_mut(id) {
                 body.keep(payload);
             }
-            self.queue.push_back(Queued::Request(id));
+            self.queue_up(Queued::Request(id));
             self.watch_room(counters);
             return Ok(id);
         } else {
@@ -345,7 +353,7 @@ impl<C: Context> Outgoing<C> {
             Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
             Ok(false) => {
                 body.keep(payload);
-                self.queue.push_back(Queued::Notice(body));
+                self.queue_up(Queued::Notice(body));
                 self.watch_room(counters);
                 Ok(None)
             }
@@ -397,13 +405,7 @@ impl<C: Context> Outgoing<C> {
         {
             add_alone(&counters.ring_full, 1);
             body.keep(answer);
-            debug_assert!(
-                self.queue.len() < self.queue.capacity(),
-                "each incoming packet has its place in line"
-            );
-            if self.queue.len() < self.queue.capacity() {
-                self.queue.push_back(Queued::Completion(body, answer.len()));
-            }
+            self.queue_up(Queued::Completion(body, answer.len()));
             self.watch_room(counters);
             return None;
         }
@@ -413,8 +415,8 @@ impl<C: Context> Outgoing<C> {
 
     /// Keeps memory for the receiving side.
     pub(crate) fn return_slot(&mut self, body: Slot) {
-        let lost = push_reserved(&mut self.returned, body);
-        debug_assert!(lost.is_none(), "slots come back once");
+        let kept = self.returned.push_within(body);
+        debug_assert!(kept.is_ok(), "slots come back once");
     }
 
     /// Returns the memory that is to go back to the receiving side.
@@ -626,13 +628,13 @@ impl<C: Context> Outgoing<C> {
 
     /// Has the packet's routine called by whoever processes.
     pub(crate) fn hand_back(&mut self, body: PacketMemory<C>, counters: &LiveCounters) {
-        let lost = push_reserved(&mut self.placed, body);
-        debug_assert!(lost.is_none(), "reserved for all packets");
+        self.put_placed(body);
         self.note_work(counters);
     }
 
     fn put_placed(&mut self, body: PacketMemory<C>) {
-        push_reserved(&mut self.placed, body);
+        let kept = self.placed.push_within(body);
+        debug_assert!(kept.is_ok(), "reserved for all packets");
     }
 
     /// Puts a packet back among the free ones; one in the caller's memory is returned.
@@ -642,7 +644,7 @@ impl<C: Context> Outgoing<C> {
             return Some(body);
         }
         body.reset();
-        push_reserved(&mut self.pool, body)
+        self.pool.push_within(body).err()
     }
 
     /// Takes a request out of the table that does not stand in line.
@@ -659,8 +661,9 @@ impl<C: Context> Outgoing<C> {
         let request = self.table.take(id)?;
         subtract_alone(&counters.outgoing_outstanding, 1);
         if request.body.in_line {
-            self.queue
-                .retain(|queued| !matches!(queued, Queued::Request(other) if *other == id));
+            let is_it = |queued: &Queued<C>| matches!(queued, Queued::Request(other) if *other == id);
+            let place = self.queue.iter().position(is_it);
+            place.map(|place| self.queue.remove(place));
         }
         Some(request)
     }
@@ -689,16 +692,6 @@ const fn request_header<C: Context>(body: &Body<C>, id: RequestId) -> Header {
         flags: PacketFlags::COMPLETION_REQUESTED,
         transaction_id: id.0,
     }
-}
-
-/// Pushes to a vector that was reserved for as many as there are; gives back what does not fit.
-pub(crate) fn push_reserved<T>(vector: &mut Vec<T>, value: T) -> Option<T> {
-    if vector.len() == vector.capacity() {
-        return Some(value);
-    }
-    #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
-    vector.push(value);
-    None
 }
 
 fn count_sent(counters: &LiveCounters, len: usize) {

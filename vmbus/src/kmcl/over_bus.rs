@@ -11,7 +11,7 @@ use super::transport::{
 };
 use super::{Error, Gone, NtStatus};
 use crate::bus::{self, Bus, ChannelCore, ChannelSink, ChannelState, GpadlMemory, Offer, OpenParameters, Origin};
-use crate::fallible::{OutOfMemory, Shared, TryPush, try_box, try_vec_with_capacity};
+use crate::fallible::{OutOfMemory, ReservedVec, Shared, TryPush, try_box, try_vec_with_capacity};
 use crate::memory::{Mdl, Pfn};
 use crate::platform::{NotMapped, Wait};
 use crate::protocol::GpadlId;
@@ -282,11 +282,10 @@ impl Transport for BusTransport {
     fn delete_gpadl(&self, gpadl: GpadlId, deadline: Deadline) -> Result<(), Error> {
         let gpadl = {
             let mut gpadls = self.gpadls.lock(self.platform);
-            let index = gpadls
-                .iter()
-                .position(|other| other.id() == gpadl)
-                .ok_or(Error::UnknownGpadl)?;
-            gpadls.swap_remove(index)
+            let place = gpadls.iter().position(|other| other.id() == gpadl);
+            place
+                .and_then(|place| gpadls.swap_take(place))
+                .ok_or(Error::UnknownGpadl)?
         };
         gpadl.teardown(deadline)?;
         Ok(())

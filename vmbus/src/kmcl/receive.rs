@@ -11,13 +11,14 @@ use alloc::vec::Vec;
 use zerocopy::IntoBytes;
 
 use super::counters::{LiveCounters, add_alone};
-use super::outgoing::push_reserved;
 use super::packet::PacketMemory;
 use super::settings::Settings;
 use super::slab::RequestId;
 use super::transport::RingPages;
 use super::{Context, Level};
-use crate::fallible::{OutOfMemory, try_box, try_vec_with_capacity, try_vec_zeroed};
+use crate::fallible::{
+    OutOfMemory, ReservedQueue, ReservedVec, TryPush, try_box, try_vec_with_capacity, try_vec_zeroed,
+};
 use crate::memory::Mdl;
 use crate::protocol::packet::PacketType;
 use crate::ring::{Consumer, Corruption, External, Peek, ReadError};
@@ -167,7 +168,7 @@ impl IncomingBody {
 pub(crate) fn new_slots(settings: &Settings, count: u32) -> Result<Vec<Slot>, OutOfMemory> {
     let mut slots = try_vec_with_capacity(count as usize)?;
     for _ in 0..count {
-        push_reserved(&mut slots, IncomingBody::new(settings)?);
+        slots.try_push(IncomingBody::new(settings)?)?;
     }
     Ok(slots)
 }
@@ -254,8 +255,8 @@ impl<C: Context> Incoming<C> {
         self.ready
             .try_reserve_exact(ready.saturating_sub(self.ready.len()))
             .map_err(|_| OutOfMemory)?;
-        for body in fresh.drain(..missing) {
-            push_reserved(&mut self.pool, body);
+        for body in core::iter::from_fn(|| fresh.pop()).take(missing) {
+            self.put_back(body);
             self.slots = self.slots.saturating_add(1);
         }
         self.quota = quota;
@@ -275,29 +276,21 @@ impl<C: Context> Incoming<C> {
 
     /// Takes a slot back.
     pub(crate) fn put_back(&mut self, body: Slot) {
-        let lost = push_reserved(&mut self.pool, body);
-        debug_assert!(lost.is_none(), "slots come back once");
+        let kept = self.pool.push_within(body);
+        debug_assert!(kept.is_ok(), "slots come back once");
     }
 
     /// Takes slots back, all of them: there is room for all that there are.
     pub(crate) fn put_all_back(&mut self, slots: &mut Vec<Slot>) {
-        let room = self.pool.capacity().wrapping_sub(self.pool.len());
-        debug_assert!(slots.len() <= room, "slots come back once");
-        if slots.len() <= room {
-            // As one piece, and without a look at each.
-            self.pool.append(slots);
-        }
+        // As one piece, and without a look at each.
+        let has_room = self.pool.append_within(slots);
+        debug_assert!(has_room, "slots come back once");
     }
 
     /// Puts something in line for delivery; there is room for all slots and all packets.
     pub(crate) fn make_ready(&mut self, ready: Ready<C>) {
-        debug_assert!(
-            self.ready.len() < self.ready.capacity(),
-            "reserved for all that there is"
-        );
-        if self.ready.len() < self.ready.capacity() {
-            self.ready.push_back(ready);
-        }
+        let kept = self.ready.push_back_within(ready);
+        debug_assert!(kept.is_ok(), "reserved for all that there is");
     }
 
     /// Whether a packet could be taken from the ring.
@@ -369,7 +362,8 @@ impl<C: Context> Incoming<C> {
                 Read::Packet(body)
             }
             Err(error) => {
-                push_reserved(&mut self.pool, body);
+                let kept = self.pool.push_within(body);
+                debug_assert!(kept.is_ok(), "it was taken out just now");
                 match error {
                     ReadError::Corrupt(corruption) => Read::Nothing(Nothing::Corrupt(corruption)),
                     _ => Read::Nothing(Nothing::Empty),
@@ -422,12 +416,7 @@ impl<C: Context> Incoming<C> {
 
     /// Puts a packet back in front of all others.
     pub(crate) fn put_first(&mut self, ready: Ready<C>) {
-        debug_assert!(
-            self.ready.len() < self.ready.capacity(),
-            "reserved for all that there is"
-        );
-        if self.ready.len() < self.ready.capacity() {
-            self.ready.push_front(ready);
-        }
+        let kept = self.ready.push_front_within(ready);
+        debug_assert!(kept.is_ok(), "reserved for all that there is");
     }
 }

@@ -12,7 +12,7 @@ use core::time::Duration;
 
 use super::protocol::MAX_MESSAGE_BYTES;
 use super::{CLASS, Config, Engine, HeldPages, Inbox, MemoryPool, Outbox, Progress, RING_DATA_PAGES, SendError, State};
-use crate::fallible::{OutOfMemory, try_box};
+use crate::fallible::{OutOfMemory, ReservedQueue, try_box};
 use crate::kmcl::{
     Channel, Error, Gone, IncomingPacket, Instance, OfferSource, Refused, SendFlags, StateChangeCallbacks,
     SynchronousRequest,
@@ -48,9 +48,9 @@ impl Link {
 
     fn on_packet(&self, packet: IncomingPacket<Self>) {
         let mut line = self.line.lock(self.platform);
-        debug_assert!(line.len() < line.capacity(), "the quota lets no more in");
-        line.push_back(packet);
+        let kept = line.push_back_within(packet);
         drop(line);
+        debug_assert!(kept.is_ok(), "the quota lets no more in");
         (self.wake)();
     }
 }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::PageRange;
-use crate::fallible::{OutOfMemory, try_vec_zeroed};
+use crate::fallible::{OutOfMemory, ReservedVec, try_vec_zeroed};
 use crate::memory::Pfn;
 
 /// Pages in a chunk: 128 MiB of memory, whose bits fill a page of 4 KiB.
@@ -141,7 +141,7 @@ impl HeldPages {
         self.spare.try_reserve(missing).map_err(|_| OutOfMemory)?;
         for _ in 0..missing {
             let words = try_vec_zeroed(CHUNK_WORDS)?;
-            push_reserved(&mut self.spare, words);
+            self.spare.push_within(words).map_err(|_| OutOfMemory)?;
         }
         Ok(())
     }
@@ -191,15 +191,13 @@ impl HeldPages {
             if let Err(index) = self.find(number)
                 && let Some(words) = self.spare.pop()
             {
-                #[expect(clippy::disallowed_methods, reason = "there is room: just checked")]
-                self.chunks.insert(
-                    index,
-                    Chunk {
-                        number,
-                        held_pages: 0,
-                        words,
-                    },
-                );
+                let chunk = Chunk {
+                    number,
+                    held_pages: 0,
+                    words,
+                };
+                let kept = self.chunks.insert_within(index, chunk);
+                debug_assert!(kept.is_ok(), "there is room: just checked");
             }
         }
         Ok(())
@@ -278,11 +276,11 @@ impl HeldPages {
 
     /// Removes an empty chunk; its bits become spare ones or go back to the heap.
     fn retire(&mut self, index: usize) {
-        if index < self.chunks.len() {
-            let chunk = self.chunks.remove(index);
-            if self.spare.len() < SPARE_CHUNKS && self.spare.len() < self.spare.capacity() {
-                push_reserved(&mut self.spare, chunk.words);
-            }
+        if let Some(chunk) = self.chunks.take_at(index)
+            && self.spare.len() < SPARE_CHUNKS
+        {
+            // If there is no room for it, it goes back to the heap.
+            let _ = self.spare.push_within(chunk.words);
         }
     }
 
@@ -350,12 +348,6 @@ const fn mask(page: u64, end: u64) -> (u64, u64) {
         // `end` lies inside the word, so not at its start: a shift below 64.
         (from & !(u64::MAX << (end % WORD_PAGES)), end)
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "callers have reserved the room")]
-fn push_reserved<T>(vector: &mut Vec<T>, value: T) {
-    debug_assert!(vector.len() < vector.capacity(), "reserved by the caller");
-    vector.push(value);
 }
 
 #[cfg(test)]

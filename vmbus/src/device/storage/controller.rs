@@ -10,7 +10,7 @@ use super::probe;
 use super::protocol::{Answer, MAX_PACKET_LEN, Operation, Packet, ParseError, Version};
 use super::scsi::DeviceKind;
 use super::{Config, Error};
-use crate::fallible::{OutOfMemory, Shared, TryPush, try_box, try_vec_with_capacity};
+use crate::fallible::{OutOfMemory, ReservedVec, Shared, TryPush, try_box, try_vec_with_capacity};
 use crate::kmcl::{Channel, Gone, Instance, OfferSource, StateChangeCallbacks};
 use crate::memory::PAGE_SIZE;
 use crate::protocol::{Guid, class};
@@ -307,9 +307,7 @@ impl Controller {
             disks.retain(|disk| disk.address().lun != lun);
             if let Some(disk) = &added {
                 let place = disks.partition_point(|other| other.address().lun < lun);
-                // There is room: reserved above.
-                #[expect(clippy::disallowed_methods, reason = "there is room: just reserved")]
-                disks.insert(place, disk.clone());
+                disks.insert_within(place, disk.clone()).map_err(|_| OutOfMemory)?;
             }
             drop(disks);
             if let Some(known) = known {

@@ -8,7 +8,7 @@ use core::task::Waker;
 use super::protocol::{self, Address, Version};
 use crate::Platform;
 use crate::bus::Throttle;
-use crate::fallible::Shared;
+use crate::fallible::{ReservedQueue, Shared};
 use crate::kmcl::{Channel, IncomingPacket};
 use crate::platform::Callers;
 use crate::sync::Lock;
@@ -164,12 +164,11 @@ impl Link {
         }
         let is_in_line = {
             let mut waiters = self.waiters.lock(self.platform);
-            let has_room = waiters.try_reserve(1).is_ok();
-            if has_room {
-                waiters.push_back(waker.clone());
+            let is_kept = waiters.try_reserve(1).is_ok() && waiters.push_back_within(waker.clone()).is_ok();
+            if is_kept {
                 self.is_awaited.store(true, Ordering::SeqCst);
             }
-            has_room
+            is_kept
         };
         // With all requests given up, nobody would wake it; this side of the pair looks after it has stood in line, the other
         // looks at the line after it has left.

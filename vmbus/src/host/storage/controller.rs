@@ -9,7 +9,7 @@ use super::state::{Context, Held, Inner, Phase, Violation};
 use super::wire::{LONGEST_ANSWER, operation, unasked};
 use super::{Address, Config, Disk, Outcome};
 use crate::Deadline;
-use crate::fallible::{OutOfMemory, Shared, TryPush};
+use crate::fallible::{OutOfMemory, ReservedVec, Shared, TryPush};
 use crate::host::Host;
 use crate::kmcl::{Channel, Counters, Error, Instance, StateChangeCallbacks};
 use crate::memory::PAGE_SIZE;
@@ -153,10 +153,8 @@ impl Controller {
             let Err(index) = disks.binary_search_by_key(&address, |(address, _)| *address) else {
                 return Err(AttachError::InUse);
             };
-            disks.try_push((address, disk))?;
-            if let Some(tail) = disks.get_mut(index..) {
-                tail.rotate_right(1);
-            }
+            disks.try_reserve(1).map_err(|_| OutOfMemory)?;
+            disks.insert_within(index, (address, disk)).map_err(|_| OutOfMemory)?;
         }
         self.announce();
         Ok(())
@@ -168,7 +166,7 @@ impl Controller {
         let disk = {
             let mut disks = self.inner.disks.lock(self.inner.platform);
             let index = disks.binary_search_by_key(&address, |(address, _)| *address).ok()?;
-            disks.remove(index).1
+            disks.take_at(index)?.1
         };
         self.announce();
         Some(disk)
@@ -261,7 +259,7 @@ impl Controller {
     fn take_held(&self, wanted: impl Fn(&Held) -> bool) -> Option<Held> {
         let mut held = self.inner.held.lock(self.inner.platform);
         let index = held.iter().position(wanted)?;
-        Some(held.remove(index))
+        held.take_at(index)
     }
 
     /// Executes a request that is held, and answers it. Returns false if there is none of that number.

@@ -9,7 +9,7 @@ use super::opcode as op;
 use super::target::Cdb;
 use super::wire::{Answer, operation};
 use super::{Address, Outcome};
-use crate::fallible::{OutOfMemory, Shared, try_box, try_vec_zeroed};
+use crate::fallible::{OutOfMemory, ReservedVec, Shared, try_box, try_vec_zeroed};
 
 /// What is known of a request when faults are looked for.
 pub(super) struct Facts {
@@ -283,7 +283,7 @@ pub(super) fn take(faults: &mut Vec<Fault>, facts: &Facts) -> Option<Effect> {
     fault.left = fault.left.map(|left| left - 1);
     let effect = fault.effect.clone();
     if fault.left == Some(0) {
-        drop(faults.remove(index));
+        drop(faults.take_at(index));
     }
     Some(effect)
 }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::{Backend, BackendError, Durability, RequestMemory};
 use crate::Platform;
-use crate::fallible::{OutOfMemory, Shared, TryPush, try_vec_zeroed};
+use crate::fallible::{OutOfMemory, ReservedVec, Shared, try_vec_zeroed};
 use crate::sync::Lock;
 
 /// Bytes of a chunk.
@@ -236,16 +236,14 @@ impl Store {
         let (at, is_new) = match self.chunks.binary_search_by_key(&index, |chunk| chunk.index) {
             Ok(at) => (at, false),
             Err(at) => {
-                self.chunks.try_push(Chunk {
+                let chunk = Chunk {
                     index,
                     bytes: try_vec_zeroed(CHUNK)?,
                     medium: Medium::Same,
                     unflushed: 0,
-                })?;
-                // To its place in the order.
-                if let Some(tail) = self.chunks.get_mut(at..) {
-                    tail.rotate_right(1);
-                }
+                };
+                self.chunks.try_reserve(1).map_err(|_| OutOfMemory)?;
+                self.chunks.insert_within(at, chunk).map_err(|_| OutOfMemory)?;
                 (at, true)
             }
         };
@@ -301,7 +299,7 @@ impl Store {
                 break;
             }
             if self.cache == WriteCache::None && offset <= start && end - start >= CHUNK as u64 {
-                drop(self.chunks.remove(at));
+                drop(self.chunks.take_at(at));
                 continue;
             }
             // Both within the chunk.

@@ -1,7 +1,6 @@
 //! The line in front of the ring, and what is waited for.
 
 use std::sync::Mutex;
-use std::vec;
 use std::vec::Vec;
 
 use super::*;
@@ -175,14 +174,6 @@ fn what_cannot_be_written_is_an_error_and_breaks_the_channel_only_if_the_peer_di
         let mut outgoing = Outgoing::<()>::new(0, 0).unwrap();
         assert_eq!((outgoing.fail(&error, 7), outgoing.broken), (expected, is_broken));
     }
-}
-
-#[test]
-fn what_is_reserved_is_not_outgrown() {
-    let mut vector = Vec::with_capacity(1);
-    assert_eq!(push_reserved(&mut vector, 1), None);
-    assert_eq!(push_reserved(&mut vector, 2), Some(2));
-    assert_eq!(vector, vec![1]);
 }
 
 #[test]

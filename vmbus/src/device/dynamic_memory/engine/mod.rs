@@ -32,7 +32,7 @@ use super::protocol::{
     Ranges, Status, WireRange,
 };
 use super::{Figures, HeldPages, MemoryPool};
-use crate::fallible::{OutOfMemory, TryPush, try_vec_with_capacity, try_vec_zeroed};
+use crate::fallible::{OutOfMemory, try_vec_with_capacity, try_vec_zeroed};
 use crate::time::Instant;
 pub use types::{Config, Counters, Delivery, Fault, Inbox, Outbox, Progress, SendError, State};
 use work::Job;
@@ -492,9 +492,4 @@ const fn count(counter: &mut u64) {
 /// Returns true for the 1st, 2nd, 4th, 8th, ... time: what a host repeats fills no log.
 const fn is_worth_a_line(count: u64) -> bool {
     count.is_power_of_two()
-}
-
-/// Appends to a vector whose room was reserved when the engine was made; returns false if it is full.
-fn push_within<T>(vector: &mut Vec<T>, value: T) -> bool {
-    vector.len() < vector.capacity() && vector.try_push(value).is_ok()
 }

@@ -327,14 +327,6 @@ fn what_a_host_repeats_fills_no_log() {
 }
 
 #[test]
-fn the_list_of_ranges_never_grows() {
-    let mut list = Vec::with_capacity(2);
-    let room = list.capacity();
-    let pushed = (0..10).filter(|n| push_within(&mut list, *n)).count();
-    assert_eq!((pushed, list.capacity()), (room, room));
-}
-
-#[test]
 fn a_function_is_an_outbox() {
     let mut function = |message: &[u8]| {
         if message.is_empty() {

@@ -1,8 +1,9 @@
 //! The jobs of the engine: balloon, unballoon and hot add requests, worked through in slices.
 
-use super::{Delivery, Engine, LOG, Outbox, Progress, SendError, count, is_worth_a_line, push_within};
+use super::{Delivery, Engine, LOG, Outbox, Progress, SendError, count, is_worth_a_line};
 use crate::device::dynamic_memory::protocol::{MAX_RANGES, Message, Ranges, WireRange};
 use crate::device::dynamic_memory::{AddRefused, MemoryPool, PageRange};
+use crate::fallible::ReservedVec;
 
 /// The most pages that the pool is asked to take or add at once: 128 MiB.
 const MAX_PAGES_PER_CALL: u64 = 32_768;
@@ -109,8 +110,8 @@ impl<P: MemoryPool> Engine<P> {
             }
         } else {
             for range in ranges.as_slice() {
-                let has_room = push_within(&mut self.ranges, *range);
-                debug_assert!(has_room, "a message has no more ranges than there is room for");
+                let kept = self.ranges.push_within(*range);
+                debug_assert!(kept.is_ok(), "a message has no more ranges than there is room for");
             }
         }
         // Refused or not, the host waits for the answer.
@@ -285,8 +286,8 @@ impl<P: MemoryPool> Engine<P> {
             return None;
         }
         if !self.join_last(range) {
-            let has_room = push_within(&mut self.ranges, wire);
-            debug_assert!(has_room, "the caller sends before the message is full");
+            let kept = self.ranges.push_within(wire);
+            debug_assert!(kept.is_ok(), "the caller sends before the message is full");
         }
         Some(range)
     }
