@@ -131,12 +131,7 @@ impl Ground {
         machine.host.set(host).ok().unwrap();
         let hypervisor: &'static Hypervisor = Box::leak(Box::new(Hypervisor::detect_on(machine).unwrap()));
         let bus = Bus::connect(hypervisor, platform, Config::default()).unwrap();
-        let handle = bus.clone();
-        host.set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
-        let handle = bus.clone();
-        platform.set_deferred_handler(move |processor| {
-            handle.process(processor);
-        });
+        host.drive(&bus);
         let channel = Channel::allocate_client(&bus)
             .unwrap()
             .init_set_target(Guid::parse(CLASS).unwrap(), Instance::Any)

@@ -132,12 +132,7 @@ fn gpadls(rows: &mut Rows) {
     host.offer_with(Offer::new(class, "5a17e5a1-0000-4000-8000-000000000001"), Echo);
     let hypervisor: &Hypervisor = Box::leak(Box::new(Hypervisor::detect_on(host).expect("a model of Hyper-V")));
     let bus = Bus::connect(hypervisor, platform, Config::default()).expect("a connection");
-    let handle = bus.clone();
-    host.set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
-    let handle = bus.clone();
-    platform.set_deferred_handler(move |processor| {
-        handle.process(processor);
-    });
+    host.drive(&bus);
     let class: Guid = Guid::literal("5a17e5a1-0000-4000-8000-00000000c1a5");
     let channel = Channel::allocate_client(&bus)
         .expect("memory")

@@ -58,13 +58,7 @@ impl Ground {
 
     fn try_connect(&self, config: Config) -> Result<Bus, ConnectError> {
         let bus = Bus::connect(self.hypervisor, self.platform, config)?;
-        let handle = bus.clone();
-        self.host
-            .set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
-        let handle = bus.clone();
-        self.platform.set_deferred_handler(move |processor| {
-            handle.process(processor);
-        });
+        self.host.drive(&bus);
         Ok(bus)
     }
 
@@ -78,13 +72,7 @@ impl Ground {
 
     /// Lets host and guest work until nothing is left to do.
     fn settle(&self, bus: &Bus) {
-        for _ in 0..1000 {
-            let worked = self.host.run();
-            if !bus.poll().is_more && !worked {
-                return;
-            }
-        }
-        panic!("host and guest keep each other busy");
+        self.host.settle_with(bus);
     }
 
     /// The types of the channel messages that the guest posted, and their connections.

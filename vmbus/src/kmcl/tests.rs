@@ -103,12 +103,7 @@ impl Ground {
         let channel = host.offer_with(model::Offer::new(CLASS, INSTANCE), Peer(control.clone()));
         let hypervisor = Box::leak(Box::new(Hypervisor::detect_on(host).unwrap()));
         let bus = Bus::connect(hypervisor, platform, config).unwrap();
-        let handle = bus.clone();
-        host.set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
-        let handle = bus.clone();
-        platform.set_deferred_handler(move |processor| {
-            handle.process(processor);
-        });
+        host.drive(&bus);
         Self {
             platform,
             host,
@@ -119,13 +114,7 @@ impl Ground {
     }
 
     fn settle(&self) {
-        for _ in 0..1000 {
-            let worked = self.host.run();
-            if !self.bus.poll().is_more && !worked {
-                return;
-            }
-        }
-        panic!("host and guest keep each other busy");
+        self.host.settle_with(&self.bus);
     }
 
     fn client(&self) -> DisabledChannel<Mutex<Vec<String>>> {

@@ -26,6 +26,9 @@ mod loopback;
 pub mod model;
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]
 mod patience;
+#[cfg(test)]
+#[cfg(feature = "host")]
+pub(crate) mod services;
 
 pub use check::{PlatformFault, PlatformReport, check_platform};
 #[cfg(all(any(test, feature = "testing"), not(target_os = "none")))]

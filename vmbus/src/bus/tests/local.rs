@@ -1,41 +1,15 @@
 //! Offers of this kernel beside the host's.
 
-use std::sync::atomic::AtomicU32;
-
 use super::*;
-use crate::kmcl;
-use crate::protocol::Guid;
-
-const SERVICE: Guid = Guid::literal("5a17e5a1-0000-4000-8000-0000000005e7");
-
-struct Told(AtomicU32);
-
-impl OfferEvents for Told {
-    fn offers_changed(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-fn host_of(ground: &Ground) -> crate::host::Host {
-    let hypervisor = ground.hypervisor;
-    crate::host::Host::new(ground.platform, || hypervisor.now()).unwrap()
-}
-
-fn service(host: &crate::host::Host) -> kmcl::Channel {
-    kmcl::Channel::allocate_server(host)
-        .unwrap()
-        .init_set_target(SERVICE, kmcl::Instance::Any)
-        .enable(SECOND)
-        .unwrap()
-}
+use crate::testing::services::{Told, host_for, service};
 
 #[test]
 fn each_offer_of_this_kernel_is_found_by_its_number_and_seen_once_in_order() {
     let (ground, channel) = Ground::with_channel();
     let bus = ground.connect();
-    let host = host_of(&ground);
+    let host = host_for(&bus);
     bus.attach_host(&host);
-    let services = [service(&host), service(&host), service(&host)];
+    let services = [(); 3].map(|()| service(&host).enable(SECOND).unwrap());
     for service in &services {
         let offer = bus.offer(service.id()).unwrap();
         assert_eq!((offer.origin, offer.channel), (Origin::Local, service.id()));
@@ -57,25 +31,24 @@ fn each_offer_of_this_kernel_is_found_by_its_number_and_seen_once_in_order() {
 
 #[test]
 fn one_host_is_attached_and_its_offers_are_told_of() {
-    static TOLD: Told = Told(AtomicU32::new(0));
-    let told = || TOLD.0.load(Ordering::SeqCst);
+    static TOLD: Told = Told::never();
     let ground = Ground::hyper_v();
     let bus = ground.connect_with(Config {
         offer_events: Some(&TOLD),
         ..Config::default()
     });
-    let (host, other) = (host_of(&ground), host_of(&ground));
-    let (before, generation) = (told(), bus.offer_generation());
+    let (host, other) = (host_for(&bus), host_for(&bus));
+    let (before, generation) = (TOLD.count(), bus.offer_generation());
     assert!(bus.attach_host(&host));
-    assert_eq!(told(), before + 1);
+    assert_eq!(TOLD.count(), before + 1);
     assert_ne!(bus.offer_generation(), generation);
     assert!(!bus.attach_host(&other), "there is one");
-    let _unseen = service(&other);
-    assert_eq!((told(), bus.offers().count()), (before + 1, 0));
+    let _unseen = service(&other).enable(SECOND).unwrap();
+    assert_eq!((TOLD.count(), bus.offers().count()), (before + 1, 0));
     assert!(bus.attach_host(&host), "the same one");
-    let seen = service(&host);
+    let seen = service(&host).enable(SECOND).unwrap();
     assert_eq!(bus.offers().map(|offer| offer.channel).collect::<Vec<_>>(), [seen.id()]);
-    assert!(told() > before + 2);
+    assert!(TOLD.count() > before + 2);
     drop(seen);
     ground.finish(bus);
 }

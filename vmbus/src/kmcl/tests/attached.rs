@@ -1,37 +1,9 @@
 //! Offers of this kernel on the bus, beside those of the host.
 
-use std::sync::atomic::AtomicU32;
-
 use super::*;
-use crate::bus::{OfferCursor, OfferEvents, OpenParameters, Origin};
+use crate::bus::{OfferCursor, OpenParameters, Origin};
 use crate::kmcl::Channel;
-
-const SERVICE: Guid = Guid::literal("5a17e5a1-0000-4000-8000-0000000005e7");
-
-/// How often somebody was told, for the one test that has it.
-struct Told(AtomicU32);
-
-impl OfferEvents for Told {
-    fn offers_changed(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-fn host_of(ground: &Ground) -> crate::host::Host {
-    let hypervisor = ground.bus.hypervisor();
-    crate::host::Host::new(ground.platform, || hypervisor.now()).unwrap()
-}
-
-fn service(host: &crate::host::Host) -> DisabledChannel {
-    Channel::allocate_server(host)
-        .unwrap()
-        .init_set_target(SERVICE, Instance::Any)
-        .init_set_friendly_name("a service")
-        .init_set_process_packet_callback(|_, packet| {
-            let answer = packet.payload().to_vec();
-            packet.complete(&answer).unwrap();
-        })
-}
+use crate::testing::services::{SERVICE, Told, host_for, service};
 
 struct Nothing;
 impl ChannelSink for Nothing {
@@ -41,21 +13,21 @@ impl ChannelSink for Nothing {
 
 #[test]
 fn a_driver_that_asks_the_bus_finds_a_server_of_this_kernel() {
-    static TOLD: Told = Told(AtomicU32::new(0));
+    static TOLD: Told = Told::never();
     let ground = Ground::with(Config {
         offer_events: Some(&TOLD),
         ..Config::default()
     });
     let bus = ground.bus.clone();
-    let host = host_of(&ground);
+    let host = host_for(&ground.bus);
     let of_this_kernel = || bus.offers().filter(|offer| offer.origin == Origin::Local).count();
     let server = service(&host).enable(SOON).unwrap();
     assert_eq!(of_this_kernel(), 0, "not attached");
-    let before = (TOLD.0.load(Ordering::SeqCst), bus.offer_generation());
+    let before = (TOLD.count(), bus.offer_generation());
     assert!(bus.attach_host(&host));
     assert!(bus.attach_host(&host), "the same once more");
-    assert!(!bus.attach_host(&host_of(&ground)), "another one");
-    assert!(TOLD.0.load(Ordering::SeqCst) > before.0);
+    assert!(!bus.attach_host(&host_for(&ground.bus)), "another one");
+    assert!(TOLD.count() > before.0);
     assert_ne!(bus.offer_generation(), before.1);
 
     // Everybody who looks at offers sees it.
@@ -96,14 +68,14 @@ fn a_driver_that_asks_the_bus_finds_a_server_of_this_kernel() {
     );
 
     // Withdrawn, and offered again: each observer is told.
-    let before = (TOLD.0.load(Ordering::SeqCst), bus.offer_generation());
+    let before = (TOLD.count(), bus.offer_generation());
     let disabled = server.disable(SOON).unwrap();
     assert_eq!(client.send(b"late"), Err(Error::Gone(Gone::Rescinded)));
     assert_eq!((of_this_kernel(), bus.offer(offer.channel).is_none()), (0, true));
     let server = disabled.enable(SOON).unwrap();
     assert_eq!(bus.next_offer(&mut cursor).unwrap().channel, server.id());
     assert!(bus.next_offer(&mut cursor).is_none());
-    assert_eq!(TOLD.0.load(Ordering::SeqCst), before.0 + 2);
+    assert_eq!(TOLD.count(), before.0 + 2);
     assert_ne!(bus.offer_generation(), before.1);
     drop((client, server, host, bus));
     ground.finish();
@@ -112,7 +84,7 @@ fn a_driver_that_asks_the_bus_finds_a_server_of_this_kernel() {
 #[test]
 fn the_hosts_offers_come_first_and_each_is_taken_once() {
     let ground = Ground::new();
-    let host = host_of(&ground);
+    let host = host_for(&ground.bus);
     ground.bus.attach_host(&host);
     let server = service(&host)
         .init_set_target(Guid::literal(CLASS), Instance::Any)
@@ -155,7 +127,7 @@ fn the_hosts_offers_come_first_and_each_is_taken_once() {
 #[test]
 fn what_this_kernel_offers_outlives_the_connection() {
     let ground = Ground::new();
-    let host = host_of(&ground);
+    let host = host_for(&ground.bus);
     ground.bus.attach_host(&host);
     let server = service(&host).enable(SOON).unwrap();
     let client = Channel::allocate_client(&ground.bus)

@@ -21,7 +21,7 @@
 //!     Offer::new("525074dc-8985-46e2-8057-a307dc18a502", "1eccfd72-4b41-45ef-b73a-4a6e44c12924"),
 //!     Echo,
 //! );
-//! // ... detect the hypervisor on `host`, connect, open `channel`, send ...
+//! // ... detect the hypervisor on `host`, connect, `host.drive(&bus)`, open `channel`, send ...
 //! host.run();
 //! host.assert_no_violations();
 //! platform.assert_no_faults();
@@ -41,6 +41,7 @@ mod channel;
 mod config;
 mod device;
 pub mod dynamic_memory;
+mod guest;
 mod hypercall;
 mod knobs;
 mod observe;

@@ -132,12 +132,7 @@ impl Machine {
 
 fn connect(platform: &'static FakePlatform, host: &'static Host, hypervisor: &'static Hypervisor) -> Bus {
     let bus = Bus::connect(hypervisor, platform, bus::Config::default()).unwrap();
-    let handle = bus.clone();
-    host.set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
-    let handle = bus.clone();
-    platform.set_deferred_handler(move |processor| {
-        handle.process(processor);
-    });
+    host.drive(&bus);
     bus
 }
 

@@ -74,12 +74,7 @@ impl Machine {
         let channel = host.offer_with(offer, Storage(script.clone()));
         let hypervisor: &'static Hypervisor = Box::leak(Box::new(Hypervisor::detect_on(host).unwrap()));
         let bus = Bus::connect(hypervisor, platform, Config::default()).unwrap();
-        let handle = bus.clone();
-        host.set_interrupt_handler(move |processor, _| handle.acknowledge_interrupt(processor));
-        let handle = bus.clone();
-        platform.set_deferred_handler(move |processor| {
-            handle.process(processor);
-        });
+        host.drive(&bus);
         Self {
             platform,
             host,
@@ -100,7 +95,7 @@ impl Machine {
     }
 
     fn settle(&self) {
-        while self.host.run() || self.bus.poll().is_more {}
+        self.host.settle_with(&self.bus);
     }
 }
 
