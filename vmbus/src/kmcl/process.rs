@@ -155,7 +155,7 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Whether what was just read is the last one: the ring is empty and its room given back, so that what comes later is
+    /// Whether what was just read is the last one: the ring was empty after its room was given back, so that what comes later is
     /// signalled, and there is no need to look again.
     #[inline(always)]
     fn look_behind(&self, mut incoming: LockGuard<'_, Incoming<C>>) -> Step {
@@ -263,8 +263,7 @@ impl<C: Context> Core<C> {
         let (signal, more) = if incoming.masked {
             incoming.unmask()
         } else {
-            let ring = incoming.ring.as_mut();
-            (ring.is_some_and(|ring| ring.commit_here().is_needed()), false)
+            incoming.give_back()
         };
         drop(incoming);
         let again = (signal || self.counters.outgoing_work.load(Ordering::Acquire)) && self.outgoing_work(signal);

@@ -322,8 +322,26 @@ impl<C: Context> Incoming<C> {
     #[inline(never)]
     pub(crate) fn unmask(&mut self) -> (bool, bool) {
         self.masked = false;
-        let unmasked = self.ring.as_mut().and_then(|ring| ring.unmask().ok());
-        unmasked.map_or((false, false), |found| (found.signal.is_needed(), found.more))
+        let Some(ring) = &mut self.ring else {
+            return (false, false);
+        };
+        // A ring that is broken is met by the next look.
+        let (signal, more) = ring
+            .unmask()
+            .map_or((false, true), |found| (found.signal.is_needed(), found.more));
+        (signal, more && !self.sealed)
+    }
+
+    /// Gives the room of what was read back; returns whether the peer is to be signalled, and whether there is more to read.
+    ///
+    /// Looked at behind it: a peer that wrote before it saw the room took the ring for one that is being read, and has not signalled.
+    #[inline(always)]
+    pub(crate) fn give_back(&mut self) -> (bool, bool) {
+        let Some(ring) = &mut self.ring else {
+            return (false, false);
+        };
+        let signal = ring.commit_here().is_needed();
+        (signal, !matches!(ring.has_packets(), Ok(false)) && !self.sealed)
     }
 
     /// Looks at the ring; takes a packet out of it, or finds a completion in it.

@@ -609,3 +609,23 @@ fn of_two_clients_that_want_an_offer_one_gets_it() {
     drop(server);
     assert_eq!(platform.pages_in_use(), 0);
 }
+
+#[test]
+fn a_packet_that_comes_while_the_last_ones_room_is_given_back_is_not_left_lying() {
+    let pair = Pair::new(|_, _| ());
+    let rounds = if cfg!(miri) { 20 } else { 60_000 };
+    with_threads(&pair.host, || {
+        for round in 0..rounds {
+            pair.client.send(b"first").unwrap();
+            for _ in 0..round % 300 {
+                std::hint::spin_loop();
+            }
+            pair.client.send(b"second").unwrap();
+            wait_until("both packets", || {
+                pair.server.counters().packets_processed == 2 * (round + 1)
+            });
+            pair.server.context().take();
+        }
+    });
+    pair.close();
+}
