@@ -9,13 +9,13 @@ use core::fmt;
 
 use super::endpoint::Core;
 use super::settings::{Callbacks, Name, Notice, PnpFailure, ProcessPacket, ProcessingComplete, Settings, share};
-use super::transport::{Instance, OfferSource, OpenRequest, Provider};
+use super::transport::{OfferSource, OpenRequest, Provider};
 use super::{Channel, Context, Error, IncomingPacket, Level, Refused, Side, StateChangeCallbacks};
 use crate::Deadline;
 use crate::fallible::{OutOfMemory, Shared, try_box};
-use crate::platform::ProcessorIndex;
-use crate::protocol::{ChannelId, Guid};
 
+mod limits;
+mod target;
 #[cfg(test)]
 #[cfg(feature = "host")]
 mod tests;
@@ -254,24 +254,6 @@ impl<C: Context> DisabledChannel<C> {
         Ok(self)
     }
 
-    /// Reserves `count` buffers of `bytes` bytes for [`Channel::allocate_bounce_buffer`]
-    /// (`VmbChannelInitSetBounceBufferSizes`).
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let channel = channel.init_set_bounce_buffer_sizes(4, 4096).enable(Deadline::seconds(1))?;
-    /// let buffer = channel.allocate_bounce_buffer(512)?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_bounce_buffer_sizes(mut self, count: usize, bytes: usize) -> Self {
-        self.settings.bounce_buffers = if bytes == 0 { 0 } else { count };
-        self.settings.bounce_buffer_size = bytes;
-        self
-    }
-
     /// Names the channel, for logs and the status table (`VmbChannelInitSetFriendlyName`); the first 48 bytes are copied.
     ///
     /// ```
@@ -285,127 +267,6 @@ impl<C: Context> DisabledChannel<C> {
     #[must_use]
     pub fn init_set_friendly_name(mut self, name: &str) -> Self {
         self.settings.name = Name::new(name);
-        self
-    }
-
-    /// Sets the longest payload that is sent or received (`VmbChannelInitSetMaximumPacketSize`). A longer packet of the peer
-    /// breaks the channel; of a longer completion, the beginning is kept.
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let channel = channel.init_set_maximum_packet_size(64)?.enable(Deadline::seconds(1))?;
-    /// assert_eq!(channel.send(&[0; 65]), Err(Error::PacketTooLarge { len: 65, limit: 64 }));
-    /// # Ok::<(), Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// The channel comes back unchanged with [`Error::InvalidPacketSize`] for 0, or more than a packet can have.
-    pub fn init_set_maximum_packet_size(mut self, bytes: usize) -> Result<Self, Refused<Self>> {
-        if bytes == 0 || bytes > MAX_PACKET {
-            return Err(Refused {
-                error: Error::InvalidPacketSize(bytes),
-                given: self,
-            });
-        }
-        self.settings.maximum_packet_size = bytes;
-        Ok(self)
-    }
-
-    /// Sets how much memory a packet may describe, and in how many parts (`VmbChannelInitSetMaximumExternalData`).
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// // 1 MiB in at most 8 parts.
-    /// let channel = channel.init_set_maximum_external_data(1 << 20, 8)?;
-    /// # channel.enable(Deadline::seconds(1))?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// The channel comes back unchanged with [`Error::InvalidExternalDataSize`] or [`Error::InvalidChainLength`] if one is 0 or
-    /// more than a packet can describe.
-    pub fn init_set_maximum_external_data(mut self, bytes: usize, chain_length: usize) -> Result<Self, Refused<Self>> {
-        let error = if bytes == 0 || bytes > MAX_EXTERNAL {
-            Error::InvalidExternalDataSize
-        } else if chain_length == 0 || chain_length > super::settings::MAX_RANGES {
-            Error::InvalidChainLength(chain_length)
-        } else {
-            self.settings.maximum_external_data = bytes;
-            self.settings.maximum_chain_length = chain_length;
-            return Ok(self);
-        };
-        Err(Refused { error, given: self })
-    }
-
-    /// Sets how many packets may be in flight or in line at a time (`VmbChannelInitSetMaximumPacketCount`); 0 means 1.
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let channel = channel.init_set_maximum_packet_count(1).enable(Deadline::seconds(1))?;
-    /// let only_one = channel.packet_allocate()?;
-    /// assert_eq!(channel.packet_allocate().unwrap_err(), Error::TooManyPackets);
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_maximum_packet_count(mut self, packets: u32) -> Self {
-        self.settings.maximum_packet_count = packets.clamp(1, u32::MAX / 4);
-        self
-    }
-
-    /// Sets how many incoming packets may be held uncompleted; see [`Channel::set_transaction_quota`]. 0 means 1.
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let channel = channel.init_set_transaction_quota(256).enable(Deadline::seconds(1))?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_transaction_quota(mut self, quota: u32) -> Self {
-        self.settings.quota = quota.clamp(1, u32::MAX / 4);
-        self
-    }
-
-    /// Sets how many bytes each incoming packet has for the driver's use (`VmbChannelInitSetClientContextSize`).
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let channel = channel
-    ///     .init_set_client_context_size(8)
-    ///     .init_set_process_packet_callback(|_, mut packet| packet.client_context().fill(1));
-    /// # channel.enable(Deadline::seconds(1))?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_client_context_size(mut self, bytes: usize) -> Self {
-        self.settings.client_context_size = bytes;
-        self
-    }
-
-    /// Sets how many bytes each packet object has for the driver's use (`VmbChannelInitSetInlinePacketContextSize`).
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let channel = channel.init_set_inline_packet_context_size(8).enable(Deadline::seconds(1))?;
-    /// assert_eq!(channel.packet_allocate()?.inline_context(), [0; 8]);
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_inline_packet_context_size(mut self, bytes: usize) -> Self {
-        self.settings.inline_packet_context_size = bytes;
         self
     }
 
@@ -439,112 +300,6 @@ impl<C: Context> DisabledChannel<C> {
     #[must_use]
     pub fn init_set_incoming_processing_at_passive(mut self, level: Level) -> Self {
         self.settings.at_passive = level == Level::Passive;
-        self
-    }
-
-    /// Sets the data pages of both rings (`VmbClientChannelInitSetRingBufferPageCount`); one control page each comes on top. Too
-    /// few for the largest packet are rounded up.
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// // 32 KiB in, 128 KiB out.
-    /// let channel = channel.init_set_ring_buffer_page_count(8, 32).enable(Deadline::seconds(1))?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_ring_buffer_page_count(mut self, incoming: usize, outgoing: usize) -> Self {
-        self.settings.incoming_pages = incoming.clamp(1, MAX_RING_PAGES);
-        self.settings.outgoing_pages = outgoing.clamp(1, MAX_RING_PAGES);
-        self
-    }
-
-    /// Chooses the offer by class and instance (`VmbClientChannelInitSetTargetPnp`).
-    ///
-    /// ```
-    /// # use vmbus::{Bus, Deadline, kmcl::*, protocol::Guid};
-    /// # fn example(bus: &Bus) -> Result<(), Error> {
-    /// const CLASS: Guid = Guid::literal("ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
-    /// const SECOND: Guid = Guid::literal("5a17e5a1-0000-4000-8000-000000000002");
-    /// let any = Channel::allocate_client(bus)?.init_set_target(CLASS, Instance::Any);
-    /// let second = Channel::allocate_client(bus)?.init_set_target(CLASS, Instance::Only(SECOND));
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn init_set_target(mut self, class: Guid, instance: Instance) -> Self {
-        self.settings.target.class = class;
-        self.settings.target.instance = instance;
-        self
-    }
-
-    /// Chooses exactly the offer with this number, whatever its class.
-    ///
-    /// ```
-    /// # use vmbus::{Bus, Deadline, kmcl::*};
-    /// # fn example(bus: &Bus) -> Result<(), Error> {
-    /// for offer in bus.offers() {
-    ///     let channel = Channel::allocate_client(bus)?.init_set_target_channel(offer.channel);
-    ///     // ...
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn init_set_target_channel(mut self, channel: ChannelId) -> Self {
-        self.settings.target.channel = Some(channel);
-        self
-    }
-
-    /// Chooses a subchannel of this channel, instead of a primary one (`VmbChannelInitSetPrimaryChannel`).
-    ///
-    /// ```
-    /// # use vmbus::{Bus, Deadline, kmcl::*, protocol::Guid};
-    /// # fn example(bus: &Bus, class: Guid, primary: &Channel) -> Result<(), Error> {
-    /// let second = Channel::allocate_client(bus)?
-    ///     .init_set_target(class, Instance::Only(primary.interface_instance()))
-    ///     .init_set_primary_channel(primary.id())
-    ///     .enable(Deadline::seconds(10))?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn init_set_primary_channel(mut self, primary: ChannelId) -> Self {
-        self.settings.target.primary = Some(primary);
-        self
-    }
-
-    /// Chooses the processor that the host interrupts for this channel (`VmbClientChannelInitSetTargetProcessorIndex`).
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// use vmbus::platform::ProcessorIndex;
-    /// let channel = channel.init_set_target_processor_index(ProcessorIndex(0)).enable(Deadline::seconds(1))?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_target_processor_index(mut self, processor: ProcessorIndex) -> Self {
-        self.settings.processor = processor;
-        self
-    }
-
-    /// Sets the bytes that the host's device gets with the opening of the channel.
-    ///
-    /// ```
-    /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
-    /// # let both = Loopback::echo()?;
-    /// # let channel = both.client()?;
-    /// let mut data = [0; 120];
-    /// data[0] = 1;
-    /// let channel = channel.init_set_open_data(data).enable(Deadline::seconds(1))?;
-    /// # Ok::<(), Error>(())
-    /// ```
-    #[must_use]
-    pub fn init_set_open_data(mut self, user_data: [u8; 120]) -> Self {
-        self.settings.user_data = user_data;
         self
     }
 
@@ -634,13 +389,6 @@ impl<C: Context> DisabledChannel<C> {
         })
     }
 }
-
-/// The longest payload: what a descriptor can tell, less a page list.
-const MAX_PACKET: usize = 256 * 1024;
-/// The most memory that one packet may describe: its page list has to fit as well.
-const MAX_EXTERNAL: usize = 64 * 1024 * 1024;
-/// The largest ring: 64 MiB.
-const MAX_RING_PAGES: usize = 16 * 1024;
 
 impl<C: Context> fmt::Debug for DisabledChannel<C> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

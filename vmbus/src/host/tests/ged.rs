@@ -139,7 +139,7 @@ fn ged_7_the_memory_is_usable_as_it_is() {
 fn ged_8_the_memory_has_no_address_only_copies() {
     // No method returns a pointer or a slice: all access is by `read_at` and `write_at`.
     assert_refused("GED-8", "E0599", "no address");
-    assert_no_slice("src/kmcl/incoming.rs", "impl ExternalData");
+    assert_no_slice("src/kmcl/incoming/external.rs", "impl ExternalData");
 }
 
 #[test]
