@@ -98,7 +98,7 @@ const fn choose(leaf_1: u32, enabled: u64, [ebx, ecx]: [u32; 2]) -> u8 {
     }
 }
 
-/// The shortest copy that [`to_shared`] can make.
+/// The shortest copy that [`to_shared`] and [`from_shared`] can make.
 pub(in crate::ring) const AT_LEAST: usize = 32;
 
 /// Copies from private memory: first and last vector wherever they fall, aligned ones between them. Some bytes are read and
@@ -166,31 +166,37 @@ pub(in crate::ring) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize
     leave();
 }
 
-/// Copies a whole number of words from shared memory: single ones until the target is aligned to 32, then 128 bytes at a time;
-/// what is left at the end by smaller pieces. Each byte is read once.
+/// Copies a whole number of words from shared memory: a word and a pair of words until the target is aligned to 32, then 128
+/// bytes at a time; what is left at the end by smaller pieces. Each byte is read once.
 ///
 /// # Safety
 ///
-/// - `src` is valid for reads and `dst` for writes of `len` bytes, a multiple of 8, and the two do not overlap.
+/// - `src` is valid for reads and `dst` for writes of `len` bytes, a multiple of 8 and at least [`AT_LEAST`], and the two do not
+///   overlap.
 /// - `dst` is aligned to 8.
 /// - [`usable`] is true.
 #[inline]
 pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: none to three words until the target is aligned, not more than there are; then `len / 128` times 128 bytes, then 64,
-    // 32, 16 and 8 where what is left has that bit: `len` bytes in all, each read and written once. Registers and flags are
-    // declared; the stack is not used.
+    // SAFETY: 8 bytes and 16 where the target's address has that bit, of the 32 that there are at least; then `len / 128` times
+    // 128 bytes, then 64, 32, 16 and 8 where what is left has that bit: `len` bytes in all, each read and written once. Registers
+    // and flags are declared; the stack is not used.
     unsafe {
         asm!(
-            "2:",
-            "test {dst:l}, 24",
-            "jz 3f",
-            "sub {len}, 8",
-            "jb 9f",
+            "test {dst:l}, 8",
+            "jz 2f",
             "vmovq xmm0, [{src}]",
             "vmovq [{dst}], xmm0",
             "add {src}, 8",
             "add {dst}, 8",
-            "jmp 2b",
+            "sub {len}, 8",
+            "2:",
+            "test {dst:l}, 16",
+            "jz 3f",
+            "vmovdqu xmm0, [{src}]",
+            "vmovdqa [{dst}], xmm0",
+            "add {src}, 16",
+            "add {dst}, 16",
+            "sub {len}, 16",
             "3:",
             "sub {len}, 128",
             "jb 5f",
@@ -260,7 +266,7 @@ pub(in crate::ring) const WIDE_AT_LEAST: usize = 64;
 /// # Safety
 ///
 /// As for [`to_shared`], with [`WIDE_AT_LEAST`] and [`has_wide`].
-#[inline(never)]
+#[inline]
 pub(in crate::ring) unsafe fn wide_to_shared(dst: *mut u8, src: *const u8, len: usize) {
     // SAFETY: as in `to_shared`, with vectors of 64 bytes and blocks of 256: the first 64 bytes are stored, `dst` goes up by 1 to
     // 64 to a multiple of 64, blocks are copied while `dst` is at most `last` - 192, vectors while it is below `last`, and then the
@@ -315,37 +321,47 @@ pub(in crate::ring) unsafe fn wide_to_shared(dst: *mut u8, src: *const u8, len: 
     leave();
 }
 
-/// [`from_shared`] by vectors of 64 bytes: the words in front of the first whole one and behind the last by masks.
+/// [`from_shared`] by vectors of 64 bytes.
+///
+/// Masks would do the words in front of the first whole vector and behind the last at one go, but take longer.
 ///
 /// # Safety
 ///
 /// As for [`from_shared`], with [`WIDE_AT_LEAST`] bytes and [`has_wide`].
-#[inline(never)]
+#[inline]
 pub(in crate::ring) unsafe fn wide_from_shared(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: none to seven words until the target is aligned to 64, of the eight that there are at least, chosen by a mask, beyond
-    // which a processor neither reads nor writes; then blocks of 256 bytes, vectors of 64, and what is left, less than eight words, by a mask: `len` bytes in all,
-    // each read and written once. Registers, the mask among them, and flags are declared; the stack is not used.
+    // SAFETY: 8 bytes, 16 and 32 where the target's address has that bit, of the 64 that there are at least; then `len / 256` times
+    // 256 bytes, then 128, 64, 32, 16 and 8 where what is left has that bit: `len` bytes in all, each read and written once.
+    // Registers and flags are declared; the stack is not used.
     unsafe {
         asm!(
-            "mov ecx, {dst:e}",
-            "neg ecx",
-            "and ecx, 56",
+            "test {dst:l}, 8",
+            "jz 2f",
+            "vmovq xmm0, [{src}]",
+            "vmovq [{dst}], xmm0",
+            "add {src}, 8",
+            "add {dst}, 8",
+            "sub {len}, 8",
+            "2:",
+            "test {dst:l}, 16",
             "jz 3f",
-            "mov {head}, rcx",
-            "shr ecx, 3",
-            "mov {mask:e}, -1",
-            "shl {mask:e}, cl",
-            "not {mask:e}",
-            "kmovw k1, {mask:e}",
-            "vmovdqu64 zmm0 {{k1}} {{z}}, [{src}]",
-            "vmovdqu64 [{dst}] {{k1}}, zmm0",
-            "add {src}, {head}",
-            "add {dst}, {head}",
-            "sub {len}, {head}",
+            "vmovdqu xmm0, [{src}]",
+            "vmovdqa [{dst}], xmm0",
+            "add {src}, 16",
+            "add {dst}, 16",
+            "sub {len}, 16",
             "3:",
-            "sub {len}, 256",
-            "jb 5f",
+            "test {dst:l}, 32",
+            "jz 4f",
+            "vmovdqu ymm0, [{src}]",
+            "vmovdqa [{dst}], ymm0",
+            "add {src}, 32",
+            "add {dst}, 32",
+            "sub {len}, 32",
             "4:",
+            "sub {len}, 256",
+            "jb 6f",
+            "5:",
             "vmovdqu64 zmm0, [{src}]",
             "vmovdqu64 zmm1, [{src} + 64]",
             "vmovdqu64 zmm2, [{src} + 128]",
@@ -357,37 +373,47 @@ pub(in crate::ring) unsafe fn wide_from_shared(dst: *mut u8, src: *const u8, len
             "add {src}, 256",
             "add {dst}, 256",
             "sub {len}, 256",
-            "jae 4b",
-            "5:",
-            "add {len}, 192",
-            "jnc 7f",
+            "jae 5b",
+            // What is left, less 256: the low bits are those of the length.
             "6:",
+            "test {len:l}, 128",
+            "jz 7f",
+            "vmovdqu64 zmm0, [{src}]",
+            "vmovdqu64 zmm1, [{src} + 64]",
+            "vmovdqa64 [{dst}], zmm0",
+            "vmovdqa64 [{dst} + 64], zmm1",
+            "sub {src}, -128",
+            "sub {dst}, -128",
+            "7:",
+            "test {len:l}, 64",
+            "jz 8f",
             "vmovdqu64 zmm0, [{src}]",
             "vmovdqa64 [{dst}], zmm0",
             "add {src}, 64",
             "add {dst}, 64",
-            "sub {len}, 64",
-            "jae 6b",
-            // What is left, less 64.
-            "7:",
-            "mov ecx, {len:e}",
-            "and ecx, 56",
-            "jz 8f",
-            "shr ecx, 3",
-            "mov {mask:e}, -1",
-            "shl {mask:e}, cl",
-            "not {mask:e}",
-            "kmovw k1, {mask:e}",
-            "vmovdqu64 zmm0 {{k1}} {{z}}, [{src}]",
-            "vmovdqu64 [{dst}] {{k1}}, zmm0",
             "8:",
+            "test {len:l}, 32",
+            "jz 9f",
+            "vmovdqu ymm0, [{src}]",
+            "vmovdqa [{dst}], ymm0",
+            "add {src}, 32",
+            "add {dst}, 32",
+            "9:",
+            "test {len:l}, 16",
+            "jz 12f",
+            "vmovdqu xmm0, [{src}]",
+            "vmovdqa [{dst}], xmm0",
+            "add {src}, 16",
+            "add {dst}, 16",
+            "12:",
+            "test {len:l}, 8",
+            "jz 13f",
+            "vmovq xmm0, [{src}]",
+            "vmovq [{dst}], xmm0",
+            "13:",
             len = inout(reg) len => _,
             src = inout(reg) src => _,
             dst = inout(reg) dst => _,
-            head = out(reg) _,
-            mask = out(reg) _,
-            out("rcx") _,
-            out("k1") _,
             out("xmm0") _,
             out("xmm1") _,
             out("xmm2") _,

@@ -18,7 +18,7 @@ const STRING_RATHER_THAN_VECTORS: usize = 2048;
 
 /// From this length on, vectors of 64 bytes are faster than those of 32, where there are some.
 #[cfg(target_feature = "sse2")]
-const WIDE_RATHER_THAN_AVX: usize = 512;
+const WIDE_RATHER_THAN_AVX: usize = 384;
 
 /// From this length on, a fast string move to shared memory is faster than 32-byte vectors; from there it is not.
 #[cfg(target_feature = "sse2")]
@@ -78,16 +78,18 @@ pub(super) unsafe fn long_to_shared(dst: *mut u8, src: *const u8, len: usize) {
 ///
 /// # Safety
 ///
-/// As for [`short`]; `dst` is aligned to 8.
+/// As for [`short`], with more than [`INLINE_AT_MOST`] bytes; `dst` is aligned to 8.
 #[inline]
 pub(super) unsafe fn long_from_shared(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_feature = "sse2")]
     if len >= WIDE_RATHER_THAN_AVX && super::avx::has_wide() {
+        const { assert!(super::avx::WIDE_AT_LEAST <= WIDE_RATHER_THAN_AVX) };
         // SAFETY: the same conditions, and the processor and its system have AVX-512.
         return unsafe { super::avx::wide_from_shared(dst, src, len) };
     }
     #[cfg(target_feature = "sse2")]
     if super::avx::usable() {
+        const { assert!(super::avx::AT_LEAST <= INLINE_AT_MOST) };
         // SAFETY: the same conditions, and the processor and its system have AVX.
         return unsafe { super::avx::from_shared(dst, src, len) };
     }
