@@ -259,7 +259,7 @@ mod linux {
                     let header = Header::in_band_with_completion(id);
                     bench
                         .producer
-                        .send(header, black_box(&bench.payload))
+                        .send(header, black_box(bench.payload))
                         .expect("there is room");
                     bench.signals += usize::from(bench.producer.commit().is_needed());
                     bench.consumer.mask();
