@@ -219,8 +219,7 @@ impl<C: Context> Outgoing<C> {
         if let WriteError::Full { .. } = error {
             return Ok(false);
         }
-        self.failure = Some(self.fail(error, len));
-        self.note_work(counters);
+        self.failure = Some(self.fail(error, len, counters));
         Err(Failed)
     }
 
@@ -230,7 +229,7 @@ impl<C: Context> Outgoing<C> {
         self.failure.take().unwrap_or(Error::Corrupt)
     }
 
-    fn fail(&mut self, error: &WriteError, len: usize) -> Error {
+    fn fail(&mut self, error: &WriteError, len: usize, counters: &LiveCounters) -> Error {
         match error {
             WriteError::TooLarge { limit, .. } => Error::PacketTooLarge {
                 len,
@@ -238,7 +237,7 @@ impl<C: Context> Outgoing<C> {
             },
             WriteError::PageList { .. } => Error::InvalidExternalData { len, ranges: 0 },
             _ => {
-                self.break_ring();
+                self.break_ring(counters);
                 Error::Corrupt
             }
         }
@@ -246,8 +245,14 @@ impl<C: Context> Outgoing<C> {
 
     /// The peer broke the ring: whoever processes next ends the channel, and that is soon.
     #[cold]
-    fn break_ring(&mut self) {
+    fn break_ring(&mut self, counters: &LiveCounters) {
         self.broken = true;
+        self.note_work(counters);
+        self.schedule();
+    }
+
+    /// Has `process` run soon.
+    fn schedule(&self) {
         if let Some(transport) = &self.transport {
             transport.schedule();
         }
@@ -268,8 +273,14 @@ impl<C: Context> Outgoing<C> {
 
     /// After something was put in line: has the peer tell when there is room.
     fn watch_room(&mut self, counters: &LiveCounters) {
+        // Before the peer is told: its signal may come before this returns, and who comes for it has to look here.
+        counters.outgoing_work.store(true, Ordering::Release);
         if self.queue.len() == 1 {
             self.flush(counters);
+            if self.has_placed() {
+                // There was room after all, and no signal will say so.
+                self.schedule();
+            }
         }
         self.note_work(counters);
     }
@@ -481,7 +492,7 @@ impl<C: Context> Outgoing<C> {
                         Some(Ok(Room::Available)) => {}
                         Some(Ok(Room::Awaited)) | None => return,
                         Some(Err(_)) => {
-                            self.break_ring();
+                            self.break_ring(counters);
                             return;
                         }
                     }
@@ -489,7 +500,7 @@ impl<C: Context> Outgoing<C> {
                 Err(error) => {
                     // Sizes were checked when the packet came, so this is the ring.
                     log::warn!(target: "vmbus::kmcl", "a packet in line cannot be sent: {error}");
-                    self.break_ring();
+                    self.break_ring(counters);
                     return;
                 }
             }
@@ -546,11 +557,9 @@ impl<C: Context> Outgoing<C> {
         if self.waiting == 0 {
             self.least_room = u32::MAX;
             ring.stop_waiting();
-        } else if !matches!(ring.wait_for_room(self.least_room), Ok(Room::Awaited))
-            && let Some(transport) = &self.transport
-        {
+        } else if !matches!(ring.wait_for_room(self.least_room), Ok(Room::Awaited)) {
             // There is room already, and no signal will say so.
-            transport.schedule();
+            self.schedule();
         }
     }
 

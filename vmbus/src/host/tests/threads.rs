@@ -629,3 +629,24 @@ fn a_packet_that_comes_while_the_last_ones_room_is_given_back_is_not_left_lying(
     });
     pair.close();
 }
+
+#[test]
+fn what_waits_in_line_goes_out_when_there_is_room_with_threads() {
+    let pair = Pair::new(|_, _| ());
+    let rounds = if cfg!(miri) { 3 } else { 2_000 };
+    with_threads(&pair.host, || {
+        let mut sent = 0;
+        for round in 0..rounds {
+            let full = pair.client.counters().ring_full;
+            while pair.client.counters().ring_full == full {
+                pair.client.send(&[b'x'; 1000]).unwrap();
+                sent += 1;
+            }
+            wait_until(&format!("all packets of round {round}"), || {
+                pair.server.counters().packets_processed == sent
+            });
+            pair.server.context().take();
+        }
+    });
+    pair.close();
+}

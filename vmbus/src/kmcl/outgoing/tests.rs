@@ -172,7 +172,10 @@ fn what_cannot_be_written_is_an_error_and_breaks_the_channel_only_if_the_peer_di
         (WriteError::OutOfBounds { excess: 1 }, Error::Corrupt, true),
     ] {
         let mut outgoing = Outgoing::<()>::new(0, 0).unwrap();
-        assert_eq!((outgoing.fail(&error, 7), outgoing.broken), (expected, is_broken));
+        assert_eq!(
+            (outgoing.fail(&error, 7, &LiveCounters::default()), outgoing.broken),
+            (expected, is_broken)
+        );
     }
 }
 
