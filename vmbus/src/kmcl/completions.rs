@@ -43,7 +43,7 @@ impl<C: Context> Core<C> {
         };
         if body.is_counted {
             let core = channel.core();
-            core.outgoing().discount(&mut body);
+            core.outgoing().stock.discount(&mut body);
         }
         let status = body.settle();
         routine(channel, OutgoingPacket::new(body, channel), status);

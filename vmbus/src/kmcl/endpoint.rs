@@ -102,7 +102,7 @@ impl<C: Context> Core<C> {
     ) -> Result<Shared<Self>, Error> {
         let mut outgoing = Outgoing::new(settings.maximum_packet_count, settings.quota)?;
         for _ in 0..settings.maximum_packet_count {
-            outgoing.pool.try_push(Body::new(&settings, true)?)?;
+            outgoing.stock.add(Body::new(&settings, true)?)?;
         }
         let reserved_bytes = (settings.maximum_packet_count as usize)
             .saturating_mul(Body::<C>::size(&settings))
@@ -345,7 +345,7 @@ impl<C: Context> Core<C> {
     /// Takes a free packet; says as well whether the channel keeps itself for it, which one that has ended does not do any more.
     pub(crate) fn take_packet(&self) -> Result<(PacketMemory<C>, bool), Error> {
         let mut outgoing = self.outgoing();
-        let Some(body) = outgoing.pool.pop() else {
+        let Some(body) = outgoing.stock.take() else {
             drop(outgoing);
             add(&self.counters.refused, 1);
             return Err(Error::TooManyPackets);
@@ -361,7 +361,7 @@ impl<C: Context> Core<C> {
             body.lent = None;
         }
         let mut outgoing = self.outgoing();
-        let outside = outgoing.put_back(body);
+        let outside = outgoing.stock.put_back(body);
         let last = outgoing.keeper_if_all_is_home(&self.counters);
         drop(outgoing);
         drop(outside);
@@ -379,7 +379,7 @@ impl<C: Context> Core<C> {
             return Err((error, body));
         }
         let mut outgoing = self.outgoing();
-        if !outgoing.count(&mut body, &self.counters) {
+        if !outgoing.stock.count(&mut body, &self.counters) {
             return Err((Error::TooManyPackets, body));
         }
         let sent = if flags.contains(SendFlags::WAIT_FOR_COMPLETION) {
@@ -390,7 +390,7 @@ impl<C: Context> Core<C> {
             outgoing.send_notice(body, payload, IfFull::Queue, &self.counters)
         };
         let gone_out = sent.map_err(|(error, mut body)| {
-            outgoing.discount(&mut body);
+            outgoing.stock.discount(&mut body);
             (error, body)
         })?;
         if let Some(body) = gone_out {
@@ -423,7 +423,7 @@ impl<C: Context> Core<C> {
         if if_full == IfFull::Refuse {
             return Err(Error::RingFull);
         }
-        let Some(body) = outgoing.pool.pop() else {
+        let Some(body) = outgoing.stock.take() else {
             add(&self.counters.refused, 1);
             return Err(Error::TooManyPackets);
         };
@@ -455,10 +455,10 @@ impl<C: Context> Core<C> {
     /// `process` back.
     pub(crate) fn refill(&self, incoming: &mut Incoming<C>) -> bool {
         let mut outgoing = self.outgoing();
-        incoming.put_all_back(outgoing.returned());
+        incoming.put_all_back(outgoing.returned.slots());
         // Exact: completions are counted under this lock.
         let can_read = incoming.has_slot(&self.counters);
-        outgoing.set_reader_waits(!can_read);
+        outgoing.returned.set_reader_waits(!can_read);
         can_read
     }
 

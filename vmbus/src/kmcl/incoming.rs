@@ -378,7 +378,7 @@ impl<C: Context> Core<C> {
         let mut outgoing = self.outgoing();
         let free = outgoing.complete(body, answer, &self.counters);
         add_alone(&self.counters.incoming_completed, 1);
-        let is_awaited = outgoing.wake_reader();
+        let is_awaited = outgoing.returned.wake_reader();
         let last = outgoing.keeper_if_all_is_home(&self.counters);
         match free {
             Some(free) if self.lends_handles() => {
@@ -388,7 +388,7 @@ impl<C: Context> Core<C> {
                 self.incoming().put_back(free);
             }
             Some(free) => {
-                outgoing.return_slot(free);
+                outgoing.returned.put(free);
                 drop(outgoing);
             }
             None => drop(outgoing),

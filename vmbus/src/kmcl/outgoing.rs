@@ -5,41 +5,35 @@
 //! the peer has room for is sent in order, requests and completions alike.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
-use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use super::counters::{LiveCounters, add, add_alone, subtract_alone};
 use super::endpoint::Core;
-use super::external::Lent;
-use super::packet::{Body, PacketMemory, Waiter};
+use super::packet::{PacketMemory, Waiter};
 use super::receive::Slot;
 use super::slab::{RequestId, Slab};
 use super::transport::{RingPages, Transport};
 use super::{Context, Error, Gone};
-use crate::fallible::{OutOfMemory, ReservedQueue, ReservedVec, Shared, try_vec_with_capacity};
-use core::sync::atomic::Ordering;
-
-use crate::protocol::packet::{PacketFlags, PacketType};
+use crate::fallible::{OutOfMemory, Shared};
 use crate::ring::{Corruption, Header, Producer, Room, WriteError};
 
+mod line;
+mod returned;
+mod stock;
 #[cfg(test)]
 #[cfg(feature = "host")]
 mod tests;
+mod write;
+
+use line::{Line, Queued};
+use returned::Returned;
+use stock::Stock;
+use write::{Kind, count_sent, request_header, write, write_lending};
 
 /// A request that waits for its completion: its packet, and who waits.
 pub(crate) struct InFlight<C: Context> {
     pub(crate) body: PacketMemory<C>,
     pub(crate) waiter: Waiter,
-}
-
-/// What waits in line for room in the ring.
-enum Queued<C: Context> {
-    /// A request; its packet lies in the table.
-    Request(RequestId),
-    /// A packet that asks for no completion.
-    Notice(PacketMemory<C>),
-    /// The answer to the packet that lent its memory, which holds this many bytes of it.
-    Completion(Slot, usize),
 }
 
 /// What to do if the ring is full.
@@ -52,30 +46,6 @@ pub(crate) enum IfFull {
 /// A packet was not written, and never will be.
 struct Failed;
 
-/// What a packet without page list is, in one register.
-#[derive(Clone, Copy)]
-struct Kind(u32);
-
-impl Kind {
-    const REQUEST: Self = Self::of(Header::in_band_with_completion(0));
-    const NOTICE: Self = Self::of(Header::in_band(0));
-    const COMPLETION: Self = Self::of(Header::completion(0));
-
-    const fn of(header: Header) -> Self {
-        Self(header.packet_type.0 as u32 | (header.flags.bits() as u32) << 16)
-    }
-
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves of the number")]
-    const fn header(self, transaction_id: u64) -> Header {
-        Header {
-            packet_type: PacketType(self.0 as u16),
-            flags: PacketFlags::from_bits_retain((self.0 >> 16) as u16),
-            transaction_id,
-        }
-    }
-}
-
 /// The sending side.
 pub(crate) struct Outgoing<C: Context> {
     /// None while the channel is not open.
@@ -84,15 +54,9 @@ pub(crate) struct Outgoing<C: Context> {
     /// False until the driver's started callback has returned: everything waits in line until then.
     pub(crate) flowing: bool,
     pub(crate) table: Slab<InFlight<C>>,
-    /// Free packets.
-    pub(crate) pool: Vec<PacketMemory<C>>,
-    queue: VecDeque<Queued<C>>,
-    /// Packets that went out without asking for a completion, whose routine is to be called.
-    placed: Vec<PacketMemory<C>>,
-    /// Memory of packets that are completed, until the receiving side runs out of it: so a completion takes one lock, not two.
-    returned: Vec<Slot>,
-    /// The receiving side does not read on for want of memory, or at its quota: the next completion brings `process` back.
-    reader_waits: bool,
+    pub(crate) stock: Stock<C>,
+    line: Line<C>,
+    pub(crate) returned: Returned,
     /// What keeps the channel for packets whose handles are lent: see [`Channel::for_packet_of_pool`](super::Channel).
     pub(crate) keeper: Option<Shared<Core<C>>>,
     /// The channel has ended.
@@ -106,10 +70,6 @@ pub(crate) struct Outgoing<C: Context> {
     pub(crate) broken: bool,
     /// Why the last packet was not written, until that is told.
     failure: Option<Error>,
-    packets: u32,
-    /// Packets in the caller's memory that were sent and whose routine was not called. At most as many as the channel has of its
-    /// own: with this, there is room in every line for all that may be in it.
-    callers: u32,
 }
 
 /// How many may stand in line: the channel's own packets, as many of callers, and completions.
@@ -122,20 +82,14 @@ const fn line_len(packets: u32, completions: u32) -> usize {
 impl<C: Context> Outgoing<C> {
     /// Reserves what sending needs: a table of `packets` requests, and room in line for these and for `completions`.
     pub(crate) fn new(packets: u32, completions: u32) -> Result<Self, OutOfMemory> {
-        let mut queue = VecDeque::new();
-        queue
-            .try_reserve_exact(line_len(packets, completions))
-            .map_err(|_| OutOfMemory)?;
         Ok(Self {
             ring: None,
             transport: None,
             flowing: false,
             table: Slab::new(packets)?,
-            pool: try_vec_with_capacity(packets as usize)?,
-            queue,
-            placed: try_vec_with_capacity(line_len(packets, 0))?,
-            returned: try_vec_with_capacity(completions as usize)?,
-            reader_waits: false,
+            stock: Stock::new(packets)?,
+            line: Line::with_room(line_len(packets, completions))?,
+            returned: Returned::new(completions)?,
             keeper: None,
             is_over: false,
             closed: None,
@@ -143,8 +97,6 @@ impl<C: Context> Outgoing<C> {
             least_room: u32::MAX,
             broken: false,
             failure: None,
-            packets,
-            callers: 0,
         })
     }
 
@@ -168,7 +120,7 @@ impl<C: Context> Outgoing<C> {
     /// Whether what is sent goes straight into the ring.
     #[inline]
     fn may_write(&self) -> bool {
-        self.queue.is_empty() && self.flowing
+        self.line.is_empty() && self.flowing
     }
 
     /// Writes one packet, if nothing waits in front of it: `Ok(false)` if it has to wait.
@@ -260,24 +212,16 @@ impl<C: Context> Outgoing<C> {
 
     fn may_queue(&self, counters: &LiveCounters) -> bool {
         add_alone(&counters.ring_full, 1);
-        self.queue.len() < self.queue.capacity()
-    }
-
-    fn queue_up(&mut self, queued: Queued<C>) {
-        let kept = self.queue.push_back_within(queued);
-        debug_assert!(
-            kept.is_ok(),
-            "there is room for some packets of ours, and for each of the peer's"
-        );
+        self.line.has_room()
     }
 
     /// After something was put in line: has the peer tell when there is room.
     fn watch_room(&mut self, counters: &LiveCounters) {
         // Before the peer is told: its signal may come before this returns, and who comes for it has to look here.
         counters.outgoing_work.store(true, Ordering::Release);
-        if self.queue.len() == 1 {
+        if self.line.len() == 1 {
             self.flush(counters);
-            if self.has_placed() {
+            if self.stock.has_placed() {
                 // There was room after all, and no signal will say so.
                 self.schedule();
             }
@@ -334,7 +278,7 @@ impl<C: Context> Outgoing<C> {
             if let Some(InFlight { body, .. }) = self.table.get_mut(id) {
                 body.keep(payload);
             }
-            self.queue_up(Queued::Request(id));
+            self.line.join(Queued::Request(id));
             self.watch_room(counters);
             return Ok(id);
         } else {
@@ -364,7 +308,7 @@ impl<C: Context> Outgoing<C> {
             Ok(false) if if_full == IfFull::Refuse || !self.may_queue(counters) => Err((Error::RingFull, body)),
             Ok(false) => {
                 body.keep(payload);
-                self.queue_up(Queued::Notice(body));
+                self.line.join(Queued::Notice(body));
                 self.watch_room(counters);
                 Ok(None)
             }
@@ -416,33 +360,12 @@ impl<C: Context> Outgoing<C> {
         {
             add_alone(&counters.ring_full, 1);
             body.keep(answer);
-            self.queue_up(Queued::Completion(body, answer.len()));
+            self.line.join(Queued::Completion(body, answer.len()));
             self.watch_room(counters);
             return None;
         }
         // Sent; or nobody is there to read it.
         Some(body)
-    }
-
-    /// Keeps memory for the receiving side.
-    pub(crate) fn return_slot(&mut self, body: Slot) {
-        let kept = self.returned.push_within(body);
-        debug_assert!(kept.is_ok(), "slots come back once");
-    }
-
-    /// Returns the memory that is to go back to the receiving side.
-    pub(crate) const fn returned(&mut self) -> &mut Vec<Slot> {
-        &mut self.returned
-    }
-
-    /// Says whether the receiving side waits for a completion.
-    pub(crate) const fn set_reader_waits(&mut self, waits: bool) {
-        self.reader_waits = waits;
-    }
-
-    /// Returns true if it does and has not been told of one: to be told now.
-    pub(crate) const fn wake_reader(&mut self) -> bool {
-        core::mem::replace(&mut self.reader_waits, false)
     }
 
     /// The channel has ended: it is kept only as long as its packets are out.
@@ -454,7 +377,7 @@ impl<C: Context> Outgoing<C> {
     /// Returns what keeps the channel, once it has ended and no packet is out. To be dropped outside the lock.
     #[inline]
     pub(crate) fn keeper_if_all_is_home(&mut self, counters: &LiveCounters) -> Option<Shared<Core<C>>> {
-        if self.is_over && self.pool.len() == self.packets as usize && counters.indicated() == 0 {
+        if self.is_over && self.stock.is_whole() && counters.indicated() == 0 {
             self.keeper.take()
         } else {
             None
@@ -469,7 +392,7 @@ impl<C: Context> Outgoing<C> {
 
     fn send_line(&mut self, counters: &LiveCounters) {
         while self.flowing {
-            let (Some(ring), Some(first)) = (&mut self.ring, self.queue.front()) else {
+            let (Some(ring), Some(first)) = (&mut self.ring, self.line.first()) else {
                 break;
             };
             let packet = match first {
@@ -511,14 +434,14 @@ impl<C: Context> Outgoing<C> {
 
     /// The first in line is in the ring.
     fn first_is_written(&mut self) {
-        match self.queue.pop_front() {
+        match self.line.take_first() {
             Some(Queued::Request(id)) => {
                 if let Some(request) = self.table.get_mut(id) {
                     request.body.in_line = false;
                 }
             }
-            Some(Queued::Notice(body)) => self.put_placed(body),
-            Some(Queued::Completion(body, _)) => self.return_slot(body),
+            Some(Queued::Notice(body)) => self.stock.put_placed(body),
+            Some(Queued::Completion(body, _)) => self.returned.put(body),
             None => {}
         }
     }
@@ -526,7 +449,7 @@ impl<C: Context> Outgoing<C> {
     /// Has the peer tell when there is room for a payload of `len` bytes, for somebody who waits without standing in line.
     pub(crate) fn await_room(&mut self, len: usize) {
         if let Some(ring) = &mut self.ring
-            && self.queue.is_empty()
+            && self.line.is_empty()
             && let Ok(needed) = u32::try_from(len.saturating_add(7 + 24) & !7)
         {
             self.least_room = self.least_room.min(needed);
@@ -545,7 +468,7 @@ impl<C: Context> Outgoing<C> {
     /// One of them does not wait any more.
     pub(crate) fn stop_waiting(&mut self) {
         self.waiting = self.waiting.saturating_sub(1);
-        if self.queue.is_empty() {
+        if self.line.is_empty() {
             self.let_others_wait();
         }
     }
@@ -565,41 +488,19 @@ impl<C: Context> Outgoing<C> {
 
     /// Makes room in line for the completions of so many incoming packets.
     pub(crate) fn reserve_completions(&mut self, completions: u32) -> Result<(), OutOfMemory> {
-        let line = line_len(self.packets, completions);
-        self.queue
-            .try_reserve_exact(line.saturating_sub(self.queue.len()))
-            .map_err(|_| OutOfMemory)?;
-        self.returned
-            .try_reserve_exact((completions as usize).saturating_sub(self.returned.len()))
-            .map_err(|_| OutOfMemory)
+        self.line.reserve(line_len(self.stock.packets(), completions))?;
+        self.returned.reserve(completions)
     }
 
     /// Tells those who process whether there is something to do here.
     fn note_work(&self, counters: &LiveCounters) {
-        let is_work = !self.queue.is_empty() || self.has_placed() || self.broken || self.has_returned_for_reader();
+        let is_work = !self.line.is_empty() || self.stock.has_placed() || self.broken || self.returned.has_news();
         counters.outgoing_work.store(is_work, Ordering::Release);
     }
 
     /// Returns true if something waits in line.
     pub(crate) fn has_line(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
-    /// Returns true if packets that went out late are to be collected.
-    pub(crate) const fn has_placed(&self) -> bool {
-        !self.placed.is_empty()
-    }
-
-    /// Returns true if the receiving side may read on, with memory that came back behind what had waited in line. Told once: whether
-    /// that helped, the next look at the ring finds out.
-    pub(crate) const fn take_returned_for_reader(&mut self) -> bool {
-        let is_there = self.has_returned_for_reader();
-        self.reader_waits &= !is_there;
-        is_there
-    }
-
-    const fn has_returned_for_reader(&self) -> bool {
-        self.reader_waits && !self.returned.is_empty()
+        !self.line.is_empty()
     }
 
     /// Returns what the peer did to break the ring, if it did.
@@ -609,51 +510,15 @@ impl<C: Context> Outgoing<C> {
 
     /// Takes the next packet that went out late.
     pub(crate) fn take_placed(&mut self, counters: &LiveCounters) -> Option<PacketMemory<C>> {
-        let next = self.placed.pop();
+        let next = self.stock.take_placed();
         self.note_work(counters);
         next
     }
 
-    /// Takes note that a packet goes out; false if too many of the caller's own are on their way.
-    pub(crate) fn count(&mut self, body: &mut PacketMemory<C>, counters: &LiveCounters) -> bool {
-        if body.of_pool {
-            return true;
-        }
-        if self.callers >= self.packets {
-            add(&counters.refused, 1);
-            return false;
-        }
-        self.callers = self.callers.wrapping_add(1);
-        body.is_counted = true;
-        true
-    }
-
-    /// Takes note that a packet is not on its way any more.
-    pub(crate) fn discount(&mut self, body: &mut PacketMemory<C>) {
-        if core::mem::take(&mut body.is_counted) {
-            self.callers = self.callers.saturating_sub(1);
-        }
-    }
-
     /// Has the packet's routine called by whoever processes.
     pub(crate) fn hand_back(&mut self, body: PacketMemory<C>, counters: &LiveCounters) {
-        self.put_placed(body);
+        self.stock.put_placed(body);
         self.note_work(counters);
-    }
-
-    fn put_placed(&mut self, body: PacketMemory<C>) {
-        let kept = self.placed.push_within(body);
-        debug_assert!(kept.is_ok(), "reserved for all packets");
-    }
-
-    /// Puts a packet back among the free ones; one in the caller's memory is returned.
-    pub(crate) fn put_back(&mut self, mut body: PacketMemory<C>) -> Option<PacketMemory<C>> {
-        self.discount(&mut body);
-        if !body.of_pool {
-            return Some(body);
-        }
-        body.reset();
-        self.pool.push_within(body).err()
     }
 
     /// Takes a request out of the table that does not stand in line.
@@ -670,9 +535,7 @@ impl<C: Context> Outgoing<C> {
         let request = self.table.take(id)?;
         subtract_alone(&counters.outgoing_outstanding, 1);
         if request.body.in_line {
-            let is_it = |queued: &Queued<C>| matches!(queued, Queued::Request(other) if *other == id);
-            let place = self.queue.iter().position(is_it);
-            place.map(|place| self.queue.remove(place));
+            self.line.remove(id);
         }
         Some(request)
     }
@@ -680,12 +543,12 @@ impl<C: Context> Outgoing<C> {
     /// The channel ends: what waits in line will not be sent, and its routines are told why. Requests stay in the table for their
     /// owners to be told.
     pub(crate) fn drop_queue(&mut self, why: Gone) {
-        while let Some(first) = self.queue.front_mut() {
+        while let Some(first) = self.line.first_mut() {
             match first {
                 Queued::Notice(body) => body.outcome = Err(why.into()),
                 Queued::Request(_) => {
                     // It still says of itself that it was in line: the peer has not seen it.
-                    self.queue.pop_front();
+                    self.line.take_first();
                     continue;
                 }
                 Queued::Completion(..) => {}
@@ -693,49 +556,4 @@ impl<C: Context> Outgoing<C> {
             self.first_is_written();
         }
     }
-}
-
-const fn request_header<C: Context>(body: &Body<C>, id: RequestId) -> Header {
-    Header {
-        packet_type: body.packet_type(),
-        flags: PacketFlags::COMPLETION_REQUESTED,
-        transaction_id: id.0,
-    }
-}
-
-fn count_sent(counters: &LiveCounters, len: usize) {
-    add_alone(&counters.packets_sent, 1);
-    add_alone(&counters.bytes_sent, len as u64);
-}
-
-/// Writes one packet to the ring, not yet visible.
-#[inline(always)]
-fn write(
-    ring: &mut Producer<RingPages>,
-    header: Header,
-    payload: &[u8],
-    lent: Option<&Lent>,
-    counters: &LiveCounters,
-) -> Result<(), WriteError> {
-    match lent {
-        None => ring.send(header, payload)?,
-        Some(lent) => write_lending(ring, header, payload, lent)?,
-    }
-    count_sent(counters, payload.len());
-    Ok(())
-}
-
-#[inline(never)]
-fn write_lending(
-    ring: &mut Producer<RingPages>,
-    header: Header,
-    payload: &[u8],
-    lent: &Lent,
-) -> Result<(), WriteError> {
-    debug_assert_eq!(header.packet_type, PacketType::GPA_DIRECT);
-    let mut reservation = ring.reserve(header, lent.list_len(), payload.len())?;
-    lent.write(&mut reservation)?;
-    reservation.write(payload)?;
-    reservation.finish();
-    Ok(())
 }

@@ -284,8 +284,8 @@ impl<C: Context> Core<C> {
         if outgoing.has_line() {
             outgoing.flush(&self.counters);
         }
-        let placed = outgoing.has_placed();
-        let returned = outgoing.take_returned_for_reader();
+        let placed = outgoing.stock.has_placed();
+        let returned = outgoing.returned.take_news();
         let broken = outgoing.broken.then(|| outgoing.fault());
         drop(outgoing);
         if placed {

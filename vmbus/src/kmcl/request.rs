@@ -103,7 +103,7 @@ impl<C: Context> Core<C> {
             return Err((error, whole(lent)));
         }
         let mut outgoing = self.outgoing();
-        let Some(mut body) = outgoing.pool.pop() else {
+        let Some(mut body) = outgoing.stock.take() else {
             drop(outgoing);
             add(&self.counters.refused, 1);
             return Err((Error::TooManyPackets, whole(lent)));

@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::Deadline;
+use crate::kmcl::packet::Body;
 use crate::kmcl::{Channel, IncomingPacket, SendFlags};
 use crate::testing::Loopback;
 
@@ -148,7 +149,7 @@ fn a_line_without_room_refuses_and_gives_the_packet_back() {
         assert!(matches!(sent, Err((Error::TooManyPackets, _))));
     }
     let mut outgoing = Outgoing::<()>::new(1, 0).unwrap();
-    outgoing.queue = VecDeque::new();
+    outgoing.line = Line::with_room(0).unwrap();
     for if_full in [IfFull::Queue, IfFull::Refuse] {
         let sent = outgoing.send_request(body(), Waiter::Nobody, b"x", if_full, &counters);
         assert!(matches!(sent, Err((Error::RingFull, _))));
@@ -189,14 +190,14 @@ fn whoever_processes_is_told_of_each_kind_of_work_and_of_no_other() {
     assert!(!is_work());
     // Memory that came back is work only for a reader that waits for it, and once.
     let slot = crate::kmcl::receive::new_slots(&settings, 1).unwrap().pop().unwrap();
-    outgoing.return_slot(slot);
+    outgoing.returned.put(slot);
     outgoing.note_work(&counters);
-    assert!(!is_work() && !outgoing.take_returned_for_reader());
-    outgoing.set_reader_waits(true);
+    assert!(!is_work() && !outgoing.returned.take_news());
+    outgoing.returned.set_reader_waits(true);
     outgoing.note_work(&counters);
     assert!(is_work());
-    assert!(outgoing.take_returned_for_reader());
-    assert!(!outgoing.take_returned_for_reader());
+    assert!(outgoing.returned.take_news());
+    assert!(!outgoing.returned.take_news());
     outgoing.note_work(&counters);
     assert!(!is_work());
     // A packet to be handed back.
@@ -257,10 +258,7 @@ fn what_waits_in_line_when_the_channel_ends_was_not_sent_and_its_routines_are_to
     // All are home.
     let core = watch.core();
     let outgoing = core.outgoing();
-    assert_eq!(
-        (outgoing.pool.len(), outgoing.has_line()),
-        (outgoing.packets as usize, false)
-    );
+    assert_eq!((outgoing.stock.is_whole(), outgoing.has_line()), (true, false));
 }
 
 #[test]

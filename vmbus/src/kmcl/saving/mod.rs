@@ -221,7 +221,7 @@ impl<C: Context> Core<C> {
         drop(incoming);
         let outgoing = self.outgoing();
         let lends = outgoing.table.find(|request| request.body.lent.is_some());
-        outgoing.has_line() || outgoing.has_placed() || lends.is_some()
+        outgoing.has_line() || outgoing.stock.has_placed() || lends.is_some()
     }
 }
 
