@@ -346,7 +346,7 @@ fn a_broken_ring_ends_the_channel_and_its_memory_stays_lent_until_it_is_closed()
 }
 
 #[test]
-fn memory_that_the_host_does_not_give_up_at_the_end_stays_lent() {
+fn q4_memory_that_the_host_does_not_give_up_at_the_end_stays_lent() {
     let ground = Ground::new();
     let channel = ground.client().init_set_maximum_packet_count(8).enable(SOON).unwrap();
     ground.control.is_silent.store(true, Ordering::SeqCst);

@@ -93,6 +93,25 @@ fn locks_for_anywhere_keep_threads_apart() {
     assert_eq!(*lock.lock(platform), 4 * rounds);
 }
 
+#[test]
+fn who_finds_a_lock_held_waits_until_it_is_free() {
+    let platform = TestPlatform::leak();
+    let lock = Lock::new(0_u8);
+    let has_it = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let mut guard = lock.lock(platform);
+        scope.spawn(|| {
+            let guard = lock.lock(platform);
+            has_it.store(usize::from(*guard), Ordering::SeqCst);
+        });
+        std::thread::sleep(core::time::Duration::from_millis(30));
+        *guard = 7;
+        assert_eq!(has_it.load(Ordering::SeqCst), 0);
+        drop(guard);
+    });
+    assert_eq!(has_it.load(Ordering::SeqCst), 7);
+}
+
 /// Counts sections, and says who calls.
 struct Sections {
     callers: Callers,

@@ -611,7 +611,7 @@ fn of_two_clients_that_want_an_offer_one_gets_it() {
 }
 
 #[test]
-fn a_packet_that_comes_while_the_last_ones_room_is_given_back_is_not_left_lying() {
+fn r7_a_packet_that_comes_while_room_is_given_back_is_not_left_lying_with_threads() {
     let pair = Pair::new(|_, _| ());
     let rounds = if cfg!(miri) { 20 } else { 60_000 };
     with_threads(&pair.host, || {
@@ -631,7 +631,7 @@ fn a_packet_that_comes_while_the_last_ones_room_is_given_back_is_not_left_lying(
 }
 
 #[test]
-fn what_waits_in_line_goes_out_when_there_is_room_with_threads() {
+fn r9_what_waits_in_line_goes_out_when_there_is_room_with_threads() {
     let pair = Pair::new(|_, _| ());
     let rounds = if cfg!(miri) { 3 } else { 2_000 };
     with_threads(&pair.host, || {
