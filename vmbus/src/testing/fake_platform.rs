@@ -20,6 +20,9 @@
     )
 )]
 
+mod access;
+mod clock;
+mod here;
 mod mapping;
 mod state;
 #[cfg(test)]
@@ -30,15 +33,16 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::cell::Cell;
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread_local;
 
-use self::state::{Block, Page, Part, Source, State, check_poison, layout_of};
+pub use self::access::BadAccess;
+use self::clock::Clock;
+pub use self::here::ProcessorGuard;
+use self::state::{Block, Page, Source, State, check_poison, layout_of};
 use super::heap::Exempt;
 use super::patience::watch;
 use crate::memory::{Gpa, PAGE_SIZE, Pfn};
@@ -56,42 +60,7 @@ pub trait HostSide: Sync {
     fn releasing(&self, page_numbers: &[u64]);
 }
 
-/// An access by guest-physical address that met no memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadAccess {
-    /// There never was memory.
-    #[error("there is no memory at guest-physical address {0:#x}")]
-    Nowhere(u64),
-    /// The guest has released that memory.
-    #[error("the memory at guest-physical address {0:#x} was released by the guest")]
-    Released(u64),
-    /// The address of a word is not a multiple of its size.
-    #[error("the word at guest-physical address {0:#x} is not aligned")]
-    Unaligned(u64),
-}
-
-thread_local! {
-    static PROCESSOR: Cell<u32> = const { Cell::new(0) };
-    static DISPATCH_DEPTH: Cell<usize> = const { Cell::new(0) };
-}
-
-/// While it lives, the thread is on another processor.
-#[derive(Debug)]
-#[must_use = "the thread is on the processor only as long as this lives"]
-pub struct ProcessorGuard {
-    before: u32,
-}
-
-impl Drop for ProcessorGuard {
-    fn drop(&mut self) {
-        PROCESSOR.set(self.before);
-    }
-}
-
 type DeferredHandler = Box<dyn Fn(ProcessorIndex) + Send + Sync>;
-
-/// When virtual time begins.
-const START: u64 = 1_000_000;
 
 /// A platform for tests. See the module's documentation.
 pub struct FakePlatform {
@@ -101,9 +70,7 @@ pub struct FakePlatform {
     live_pages: AtomicUsize,
     peak_pages: AtomicUsize,
     processors: AtomicU32,
-    clock: AtomicU64,
-    idle_looks: AtomicU32,
-    real_start: Mutex<Option<std::time::Instant>>,
+    clock: Clock,
 }
 
 /// Holds every fake platform, so that a leak checker sees that it is reachable.
@@ -128,9 +95,7 @@ impl FakePlatform {
             live_pages: AtomicUsize::new(0),
             peak_pages: AtomicUsize::new(0),
             processors: AtomicU32::new(1),
-            clock: AtomicU64::new(START),
-            idle_looks: AtomicU32::new(0),
-            real_start: Mutex::new(None),
+            clock: Clock::new(),
         }));
         locked(&PLATFORMS).push(platform);
         platform
@@ -172,9 +137,7 @@ impl FakePlatform {
         self.allocations.store(0, Ordering::Relaxed);
         self.live_pages.store(0, Ordering::Relaxed);
         self.peak_pages.store(0, Ordering::Relaxed);
-        self.clock.store(START, Ordering::Relaxed);
-        self.idle_looks.store(0, Ordering::Relaxed);
-        *locked(&self.real_start) = None;
+        self.clock.start_over();
     }
 
     // ----- processors, deferred work
@@ -193,9 +156,7 @@ impl FakePlatform {
     /// Puts this thread on processor `index` until the guard is dropped.
     pub fn on_processor(&self, index: u32) -> ProcessorGuard {
         debug_assert!(index < self.processor_count(), "a processor that the platform has");
-        ProcessorGuard {
-            before: PROCESSOR.replace(index),
-        }
+        ProcessorGuard::enter(index)
     }
 
     /// Makes `handler` run what was deferred, also during waits, as a kernel would. Without one, the work is only
@@ -228,7 +189,7 @@ impl FakePlatform {
     /// Returns how many dispatch sections this thread is in.
     #[must_use]
     pub fn dispatch_depth() -> usize {
-        DISPATCH_DEPTH.get()
+        here::dispatch_depth()
     }
 
     // ----- counters and faults
@@ -296,188 +257,35 @@ impl FakePlatform {
     /// Returns the time without moving it, in units of 100 ns.
     #[must_use]
     pub fn time(&self) -> u64 {
-        let offset = self.clock.load(Ordering::Relaxed);
-        let start = *locked(&self.real_start);
-        start.map_or(offset, |start| {
-            offset + u64::try_from(start.elapsed().as_nanos() / 100).unwrap_or(u64::MAX / 2)
-        })
+        self.clock.time()
     }
 
     /// Looks at the clock as a guest does. Virtual time moves by one unit with each look, and ever faster if a guest does
     /// nothing else, so that a loop that waits for a time ends.
     #[must_use]
     pub fn look_at_clock(&self) -> u64 {
-        let looks = self.idle_looks.fetch_add(1, Ordering::Relaxed);
-        let step = match looks {
-            0..256 => 1,
-            _ => 1_u64 << ((looks - 256) / 16).min(17),
-        };
-        if locked(&self.real_start).is_none() {
-            self.clock.fetch_add(step, Ordering::Relaxed);
-        }
-        self.time()
+        self.clock.look()
     }
 
     /// The guest did something else than to look at the clock.
     pub fn note_activity(&self) {
-        self.idle_looks.store(0, Ordering::Relaxed);
+        self.clock.note_activity();
     }
 
     /// Moves virtual time on.
     pub fn advance(&self, duration: Duration) {
-        let units = u64::try_from(duration.as_nanos().div_ceil(100)).unwrap_or(u64::MAX / 2);
-        self.clock.fetch_add(units, Ordering::Relaxed);
+        self.clock.advance(duration);
     }
 
     /// Lets time be real from now on: for tests with threads, whose waits must not race through virtual hours.
     pub fn use_real_time(&self) {
-        *locked(&self.real_start) = Some(std::time::Instant::now());
-    }
-
-    fn is_real_time(&self) -> bool {
-        locked(&self.real_start).is_some()
-    }
-
-    // ----- memory by guest-physical address
-
-    /// Makes memory of the test's own part of the guest's memory, so that it can be translated and reached by the host.
-    ///
-    /// # Safety
-    ///
-    /// The memory stays valid until [`Self::disown`], and nobody holds a reference to it while the host may use it.
-    pub unsafe fn adopt(&self, base: NonNull<u8>, len_bytes: usize) {
-        let mut state = locked(&self.state);
-        let address = base.addr().get();
-        let (mut offset, mut page_numbers) = (0, Vec::new());
-        while offset < len_bytes {
-            let in_page = (address + offset) % PAGE_SIZE;
-            let part = (PAGE_SIZE - in_page).min(len_bytes - offset);
-            let number = state.next_page_number();
-            // The page's base may lie before the memory: it is never touched there.
-            let page_base = base.as_ptr().wrapping_add(offset).wrapping_sub(in_page);
-            let Some(page_base) = NonNull::new(page_base) else {
-                break;
-            };
-            state.pages.insert(
-                number,
-                Page {
-                    base: page_base,
-                    present: in_page..in_page + part,
-                    page_use: PageUse::Data,
-                    in_file: None,
-                },
-            );
-            page_numbers.push(number);
-            offset += part;
-        }
-        let page_count = page_numbers.len();
-        let block = Block {
-            base,
-            page_count,
-            page_numbers,
-            source: Source::Adopted,
-        };
-        state.blocks.insert(address, block);
-    }
-
-    /// Ends what [`Self::adopt`] began.
-    pub fn disown(&self, base: NonNull<u8>) {
-        let mut state = locked(&self.state);
-        match state.blocks.remove(&base.addr().get()) {
-            Some(block) if block.source == Source::Adopted => {
-                for number in &block.page_numbers {
-                    state.pages.remove(number);
-                }
-            }
-            other => {
-                if let Some(block) = other {
-                    state.blocks.insert(block.base.addr().get(), block);
-                }
-                state.fault(format!("memory at {base:?} was disowned but never adopted"));
-            }
-        }
-    }
-
-    /// Reads guest memory as the host does.
-    ///
-    /// # Errors
-    ///
-    /// [`BadAccess`], which is also recorded as a fault.
-    pub fn guest_read(&self, gpa: u64, target: &mut [u8]) -> Result<(), BadAccess> {
-        let mut state = locked(&self.state);
-        state.for_each_part(gpa, target.len(), |index, part| match part {
-            Part::Byte(byte) => target[index] = byte.load(Ordering::Relaxed),
-            Part::Word(word) => target[index..index + 8].copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()),
-        })
-    }
-
-    /// Writes guest memory as the host does.
-    ///
-    /// # Errors
-    ///
-    /// [`BadAccess`], which is also recorded as a fault.
-    pub fn guest_write(&self, gpa: u64, source: &[u8]) -> Result<(), BadAccess> {
-        let mut state = locked(&self.state);
-        state.for_each_part(gpa, source.len(), |index, part| match part {
-            Part::Byte(byte) => byte.store(source[index], Ordering::Relaxed),
-            Part::Word(word) => {
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&source[index..index + 8]);
-                word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
-            }
-        })
-    }
-
-    /// Runs `access` on the aligned 32-bit word at a guest-physical address.
-    ///
-    /// # Errors
-    ///
-    /// [`BadAccess`], which is also recorded as a fault.
-    pub fn guest_word32<R>(&self, gpa: u64, access: impl FnOnce(&AtomicU32) -> R) -> Result<R, BadAccess> {
-        let mut state = locked(&self.state);
-        if !gpa.is_multiple_of(4) {
-            return Err(BadAccess::Unaligned(gpa));
-        }
-        state.checked_byte(gpa.wrapping_add(3))?;
-        let at = state.checked_byte(gpa)?;
-        // SAFETY: aligned, present, and alive while the lock is held.
-        Ok(access(unsafe { AtomicU32::from_ptr(at.cast().as_ptr()) }))
-    }
-
-    /// Runs `access` on the aligned 64-bit word at a guest-physical address.
-    ///
-    /// # Errors
-    ///
-    /// [`BadAccess`], which is also recorded as a fault.
-    pub fn guest_word64<R>(&self, gpa: u64, access: impl FnOnce(&AtomicU64) -> R) -> Result<R, BadAccess> {
-        let mut state = locked(&self.state);
-        if !gpa.is_multiple_of(8) {
-            return Err(BadAccess::Unaligned(gpa));
-        }
-        state.checked_byte(gpa.wrapping_add(7))?;
-        let at = state.checked_byte(gpa)?;
-        // SAFETY: aligned, present, and alive while the lock is held.
-        Ok(access(unsafe { AtomicU64::from_ptr(at.cast().as_ptr()) }))
-    }
-
-    /// Returns what the page at a guest-physical address was allocated for, or `None` if there is no such page.
-    #[must_use]
-    pub fn page_use(&self, gpa: u64) -> Option<PageUse> {
-        let state = locked(&self.state);
-        state.pages.get(&(gpa / PAGE_SIZE as u64)).map(|page| page.page_use)
-    }
-
-    /// Returns the guest-physical address of each page that is allocated now, in the order in which they were.
-    #[must_use]
-    pub fn page_addresses(&self) -> Vec<u64> {
-        let state = locked(&self.state);
-        state.pages_in_order().map(|number| number * PAGE_SIZE as u64).collect()
+        self.clock.make_real();
     }
 
     fn run_deferred_in_wait(&self) -> bool {
         let handler = *locked(&self.deferred_handler);
         match handler {
-            Some(handler) if DISPATCH_DEPTH.get() == 0 => self.run_deferred(handler) > 0,
+            Some(handler) if here::dispatch_depth() == 0 => self.run_deferred(handler) > 0,
             _ => false,
         }
     }
@@ -588,13 +396,11 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn current_processor(&self) -> ProcessorIndex {
-        ProcessorIndex(PROCESSOR.get())
+        here::processor()
     }
 
     fn current_task(&self) -> TaskId {
-        // A task is a thread: the address of a variable of its own tells it from the others.
-        std::thread_local!(static HERE: u8 = const { 0 });
-        TaskId(HERE.with(|here| core::ptr::from_ref(here).addr()))
+        here::task()
     }
 
     fn schedule_deferred(&self, processor: ProcessorIndex) {
@@ -606,26 +412,22 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn enter_dispatch(&self) -> DispatchToken {
-        let depth = DISPATCH_DEPTH.get();
-        DISPATCH_DEPTH.set(depth + 1);
-        DispatchToken(depth)
+        here::enter_dispatch()
     }
 
     fn leave_dispatch(&self, token: DispatchToken) {
         let _exempt = Exempt::enter();
-        let depth = DISPATCH_DEPTH.get();
-        if depth != token.0 + 1 {
+        if let Err(depth) = here::leave_dispatch(token) {
             let mut state = locked(&self.state);
             state.fault(format!(
                 "dispatch sections do not nest: depth is {depth}, the token is of depth {}",
                 token.0
             ));
         }
-        DISPATCH_DEPTH.set(token.0);
     }
 
     fn wait(&self, wait: &mut Wait<'_>) -> Result<(), TimedOut> {
-        if DISPATCH_DEPTH.get() != 0 {
+        if here::dispatch_depth() != 0 {
             let mut state = locked(&self.state);
             state.fault(String::from("a wait inside a dispatch section"));
         }
@@ -644,7 +446,7 @@ unsafe impl Platform for FakePlatform {
             if wait.is_late() {
                 return if wait.is_ready() { Ok(()) } else { Err(TimedOut) };
             }
-            if self.is_real_time() {
+            if self.clock.is_real() {
                 std::thread::yield_now();
                 continue;
             }
@@ -659,7 +461,7 @@ unsafe impl Platform for FakePlatform {
             if let Some(event) = host.and_then(HostSide::next_event) {
                 jump = jump.min(event.saturating_sub(now).max(1));
             }
-            self.clock.fetch_add(jump, Ordering::Relaxed);
+            self.clock.jump(jump);
         }
     }
 
