@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use super::support::*;
+use crate::fallible::Shared;
 use crate::kmcl::{Error, SendFlags};
 
 const FLAGS: SendFlags = SendFlags::WAIT_FOR_COMPLETION;
@@ -75,4 +76,23 @@ fn a_completion_beyond_the_clients_limit_leaves_its_beginning_and_its_length() {
         assert_eq!(answer.iter().filter(|byte| **byte == 7).count(), len.min(64));
         pair.close();
     }
+}
+
+#[test]
+fn the_list_keeps_an_end_for_who_runs_it_next_and_lets_go_of_one_that_has_changed() {
+    let pair = Pair::new(echo);
+    let entry = pair.host.find(|_| true).unwrap();
+    let (server, client) = (entry.server().unwrap(), entry.client().unwrap());
+    let owners = || (Shared::owner_count(&server), Shared::owner_count(&client));
+    pair.client.send_request(b"x", None).map(drop).unwrap();
+    pair.host.process();
+    assert_eq!(owners(), (3, 3), "ours, the offer's, and the list's");
+    pair.host.process();
+    pair.client.send(b"x").unwrap();
+    pair.host.process();
+    assert_eq!(owners(), (3, 3));
+    pair.host.set_client(&entry, Some(client.clone()));
+    assert_eq!(owners(), (2, 2));
+    drop((entry, server, client));
+    pair.close();
 }

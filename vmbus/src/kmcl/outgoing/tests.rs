@@ -63,6 +63,65 @@ fn who_waits_for_room_is_told_of_it_although_others_send_and_process() {
 }
 
 #[test]
+fn who_wants_least_of_those_that_wait_is_told_first() {
+    for lens in [[100, 2000], [2000, 100]] {
+        let both = Loopback::new(|_, _| ()).unwrap();
+        let client = almost_full(&both);
+        let core = client.core();
+        while core.send_plain(&[0; 100], IfFull::Refuse).is_ok() {}
+        for len in lens {
+            core.outgoing().begin_waiting();
+            core.outgoing().await_room(len);
+        }
+        assert_eq!(signals(&both), 1, "{lens:?}");
+    }
+}
+
+#[test]
+fn who_leaves_others_waiting_for_what_is_there_has_them_look_again() {
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = almost_full(&both);
+    both.host().process();
+    let core = client.core();
+    for len in [1000, 2000] {
+        core.outgoing().begin_waiting();
+        core.outgoing().await_room(len);
+    }
+    core.outgoing().stop_waiting();
+    assert!(both.host().run_clients());
+    // The last one leaves nobody waiting, and what was wanted least is forgotten.
+    core.outgoing().stop_waiting();
+    assert!(!both.host().run_clients());
+    let outgoing = core.outgoing();
+    assert_eq!((outgoing.waiting, outgoing.least_room), (0, u32::MAX));
+}
+
+#[test]
+fn what_waited_in_line_for_nothing_has_its_routine_called_soon() {
+    let both = Loopback::new(|_, _| ()).unwrap();
+    let client = both.open().unwrap();
+    both.host().process();
+    let core = client.core();
+    let mut packet = client.packet_allocate().unwrap();
+    packet.set_completion_routine(|channel, _, status| {
+        status.unwrap();
+        channel.process();
+    });
+    core.outgoing().flowing = false;
+    packet.send(b"x", None, SendFlags::empty()).unwrap();
+    assert!(!both.host().run_clients());
+    // The peer has made room between the first look and this one.
+    {
+        let mut outgoing = core.outgoing();
+        outgoing.flowing = true;
+        outgoing.watch_room(&core.counters);
+        assert!(outgoing.stock.has_placed());
+    }
+    assert!(both.host().run_clients());
+    assert!(!core.outgoing().stock.has_placed());
+}
+
+#[test]
 fn what_stands_in_line_is_waited_for_by_itself() {
     let both = Loopback::new(|_, _| ()).unwrap();
     let client = almost_full(&both);
