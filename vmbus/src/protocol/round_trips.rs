@@ -79,7 +79,6 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    #[cfg_attr(miri, ignore = "the same code as for the values of the table's test")]
     fn messages_of_any_fields_go_there_and_back(fields in prop::collection::vec(any::<u8>(), MAX_MESSAGE_LEN)) {
         all_there_and_back(&fields);
     }
@@ -115,7 +114,6 @@ proptest! {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "Miri takes half a minute to compile its regular expression")]
     fn any_text_is_a_guid_or_none(text in "[0-9a-fA-F-]{30,40}|\\PC{0,40}") {
         if let Ok(guid) = Guid::parse(&text) {
             prop_assert_eq!(guid.to_string(), text.to_lowercase());
@@ -123,7 +121,6 @@ proptest! {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "Miri takes half a minute to compile its regular expression")]
     fn any_text_is_a_version_or_none(text in "[0-9]{0,3}\\.[0-9]{0,3}|\\PC{0,12}", number in any::<u32>()) {
         prop_assert_eq!(Version::from_wire(number).to_wire(), number);
         if let Ok(version) = Version::parse(&text) {

@@ -174,6 +174,10 @@ fn only_descriptors_that_are_valid_in_every_field_are_packets() {
     const IN_BAND: u16 = 6;
     const COMPLETION: u16 = 11;
     for packet_type in (0..32).filter(|number| ![7, 9].contains(number)) {
+        // Under Miri the valid ones and some others.
+        if cfg!(miri) && ![0, IN_BAND, 8, COMPLETION, 31].contains(&packet_type) {
+            continue;
+        }
         for offset8 in 0..=5 {
             for flags in [0, 1, 2, 0x8000, 0xfffe] {
                 let peer = Peer::new(1);

@@ -21,9 +21,17 @@ use crate::testing::model::{self, Host, Personality};
 
 const SOON: Deadline = Deadline::seconds(10);
 
+/// All numbers of pages are multiples of this; fewer under Miri, where each page costs a thousand times as much.
+const UNIT: u64 = if cfg!(miri) { 1 } else { 100 };
+/// What may be added.
+const ADDED: PageRange = match PageRange::new(Pfn::new(1 << 23), if cfg!(miri) { 1 << 9 } else { 1 << 16 }) {
+    Some(range) => range,
+    None => panic!("not empty"),
+};
+
 /// The frame numbers of a small machine: holes of one page each hundred.
 fn frames() -> impl Iterator<Item = u64> {
-    (0x1000..0x1000 + 20_000).filter(|page| page % 100 != 0)
+    (0x1000..0x1000 + 200 * UNIT).filter(|page| page % 100 != 0)
 }
 
 struct Machine {
@@ -47,8 +55,8 @@ impl Machine {
         let channel = host.offer_with(model_device::DynamicMemory::offer(), device);
         let mut pool = TestPool::with_free(frames());
         pool.used = (0..500).collect();
-        pool.reserve = 1000;
-        pool.addable = PageRange::new(Pfn::new(1 << 23), 1 << 16);
+        pool.reserve = 10 * UNIT;
+        pool.addable = Some(ADDED);
         Self {
             platform,
             host,
@@ -111,6 +119,10 @@ impl Machine {
         }
     }
 
+    fn free_pages(&self) -> u64 {
+        self.driver.engine().pool().free.len() as u64
+    }
+
     fn held(&self) -> Vec<(u64, u64)> {
         let mut runs = Vec::new();
         let held = self.driver.engine().held();
@@ -137,45 +149,47 @@ fn connect(platform: &'static FakePlatform, host: &'static Host, hypervisor: &'s
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn each_host_balloons_unballoons_and_adds_memory() {
     for personality in [Personality::HyperV, Personality::Qemu, Personality::OpenVmm] {
         let mut machine = Machine::running(personality);
         assert_eq!(machine.control.version(), Some(ProtocolVersion::V3.0));
         assert_eq!(machine.control.capabilities(), Some([0x1f, 0, u64::MAX]));
 
-        // 19,800 frames are free and 1000 are in reserve: more than that cannot be had.
-        machine.control.balloon(10_000);
+        // 198 units of frames are free and ten are in reserve: more than that cannot be had.
+        machine.control.balloon(100 * UNIT);
         machine.settle();
-        assert_eq!(machine.control.ballooned_pages(), 10_000);
+        assert_eq!(machine.control.ballooned_pages(), 100 * UNIT);
         assert_eq!(machine.control.ballooned_ranges(), machine.held());
-        machine.control.balloon(100_000);
+        machine.control.balloon(1000 * UNIT);
         machine.settle();
         assert_eq!(machine.control.phase(), Phase::Idle);
-        assert_eq!(machine.control.ballooned_pages(), 18_800);
-        assert_eq!(machine.driver.engine().pool().free.len(), 1000);
+        assert_eq!(machine.control.ballooned_pages(), 188 * UNIT);
+        assert_eq!(machine.free_pages(), 10 * UNIT);
 
-        // The figures: 500 in use, 18,800 held, 1000 in reserve.
+        // The figures: 500 in use, 188 units held, 10 in reserve.
         machine.pass(Duration::from_secs(2));
         let status = *machine.control.statuses().last().unwrap();
-        assert_eq!((status.available, status.committed), (1000, 500 + 18_800 + 1000));
+        assert_eq!(
+            (status.available, status.committed),
+            (10 * UNIT, 500 + (188 + 10) * UNIT)
+        );
 
-        machine.control.unballoon(15_000);
+        machine.control.unballoon(150 * UNIT);
         machine.settle();
-        assert_eq!(machine.control.ballooned_pages(), 3800);
+        assert_eq!(machine.control.ballooned_pages(), 38 * UNIT);
         assert_eq!(machine.control.ballooned_ranges(), machine.held());
-        assert_eq!(machine.driver.engine().pool().free.len(), 16_000);
-        machine.control.hot_add((1 << 23, 1 << 16), Some((1 << 23, 1 << 16)));
+        assert_eq!(machine.free_pages(), 160 * UNIT);
+        let added = (ADDED.start().get(), ADDED.page_count());
+        machine.control.hot_add(added, Some(added));
         machine.settle();
-        assert_eq!(machine.control.hot_adds(), [(1 << 16, 1)]);
-        assert_eq!(machine.driver.engine().pool().free.len(), 16_000 + (1 << 16));
+        assert_eq!(machine.control.hot_adds(), [(u32::try_from(added.1).unwrap(), 1)]);
+        assert_eq!(machine.free_pages(), 160 * UNIT + added.1);
         assert_eq!(machine.driver.engine().counters().unexpected, 0);
         machine.finish();
     }
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn reports_come_once_a_second_and_only_to_who_wants_them() {
     let mut machine = Machine::running(Personality::HyperV);
     let before = machine.control.statuses().len();
@@ -186,7 +200,6 @@ fn reports_come_once_a_second_and_only_to_who_wants_them() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn each_device_version_is_found() {
     for (max_version, asked) in [
         (0x2_0000, &[0x2_0000][..]),
@@ -211,7 +224,6 @@ fn each_device_version_is_found() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn a_silent_or_unwilling_device_leaves_a_reason_and_a_clean_channel() {
     for (verdict, reason) in [(Verdict::None, "answer"), (Verdict::Refuse, "refused")] {
         let device = model_device::Config {
@@ -234,10 +246,9 @@ fn a_silent_or_unwilling_device_leaves_a_reason_and_a_clean_channel() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
     let mut machine = Machine::running(Personality::Qemu);
-    machine.control.balloon(5000);
+    machine.control.balloon(50 * UNIT);
     machine.settle();
     let held = machine.held();
 
@@ -247,9 +258,9 @@ fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
     machine.attach();
     machine.pass(Duration::from_secs(51));
     assert_eq!((machine.held(), machine.control.ballooned_pages()), (held.clone(), 0));
-    machine.control.balloon(1000);
+    machine.control.balloon(10 * UNIT);
     machine.settle();
-    assert_eq!(machine.driver.engine().held().page_count(), 6000);
+    assert_eq!(machine.driver.engine().held().page_count(), 60 * UNIT);
 
     // Unloaded and connected again.
     machine.driver.detach(SOON).unwrap();
@@ -258,23 +269,22 @@ fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
     machine.bus = connect(machine.platform, machine.host, machine.hypervisor);
     machine.attach();
     machine.pass(Duration::from_secs(51));
-    assert_eq!(machine.driver.engine().held().page_count(), 6000);
+    assert_eq!(machine.driver.engine().held().page_count(), 60 * UNIT);
     // A host that remembers may give everything back.
     machine.control.unballoon_ranges(&held);
     machine.settle();
-    assert_eq!(machine.driver.engine().held().page_count(), 1000);
+    assert_eq!(machine.driver.engine().held().page_count(), 10 * UNIT);
     machine.finish();
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn q12_a_host_that_lies_gets_nothing_and_the_channel_goes_on() {
     let mut machine = Machine::running(Personality::HyperV);
-    machine.control.balloon(500);
+    machine.control.balloon(5 * UNIT);
     machine.settle();
     let held = machine.held();
     // Pages in use, pages that do not exist, too many ranges, garbage.
-    machine.control.unballoon_ranges(&[(10, 20), (1 << 39, 400)]);
+    machine.control.unballoon_ranges(&[(10, UNIT), (1 << 39, 4 * UNIT)]);
     machine
         .control
         .send_raw(&[8, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
@@ -283,22 +293,21 @@ fn q12_a_host_that_lies_gets_nothing_and_the_channel_goes_on() {
     machine.settle();
     assert_eq!(machine.held(), held);
     let counters = machine.driver.engine().counters();
-    assert_eq!((counters.unknown_pages, counters.malformed), (420, 3));
-    machine.control.balloon(100);
+    assert_eq!((counters.unknown_pages, counters.malformed), (5 * UNIT, 3));
+    machine.control.balloon(UNIT);
     machine.settle();
-    assert_eq!(machine.control.ballooned_pages(), 600);
+    assert_eq!(machine.control.ballooned_pages(), 6 * UNIT);
     machine.finish();
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a pool of twenty thousand pages: hours in Miri")]
 fn a_rescind_ends_the_conversation_and_the_pages_stay_held() {
     let mut machine = Machine::running(Personality::HyperV);
-    machine.control.balloon(500);
+    machine.control.balloon(5 * UNIT);
     machine.settle();
     machine.host.rescind(machine.channel);
     machine.settle();
     assert_eq!(machine.driver.engine().state(), State::Closed);
-    assert_eq!(machine.driver.engine().held().page_count(), 500);
+    assert_eq!(machine.driver.engine().held().page_count(), 5 * UNIT);
     machine.finish();
 }

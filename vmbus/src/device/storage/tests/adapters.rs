@@ -8,12 +8,12 @@ use super::fake::{Fake, FakeDisk, pattern};
 use crate::device::storage::{DiskBytes, Error};
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]
 
     #[test]
     fn bytes_are_those_of_the_disk_wherever_they_begin_and_end(
         is_large in any::<bool>(),
-        steps in prop::collection::vec((0_usize..17_000, 0_usize..9000, any::<Option<u8>>()), 1..12),
+        steps in prop::collection::vec((0_usize..17_000, 0_usize..9000, any::<Option<u8>>()), 1..if cfg!(miri) { 4 } else { 12 }),
     ) {
         let block = if is_large { 4096 } else { 512 };
         let fake = Fake::new([(0, FakeDisk::new(16384 / block as u64, block))]);

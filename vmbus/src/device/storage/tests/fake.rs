@@ -37,7 +37,11 @@ impl FakeDisk {
         Self {
             block,
             blocks,
-            data: (0..len).map(|index| (index / block * 7 + index % 251) as u8).collect(),
+            data: if cfg!(miri) {
+                repeated(0..251, len)
+            } else {
+                (0..len).map(|index| (index / block * 7 + index % 251) as u8).collect()
+            },
             durable: Vec::new(),
             serial: "SERIAL-1",
             device_type: 0,
@@ -166,7 +170,7 @@ impl Fake {
             .unwrap()
             .init_set_maximum_external_data(2 << 20, 8)
             .unwrap()
-            .init_set_transaction_quota(256)
+            .init_set_transaction_quota(if cfg!(miri) { 80 } else { 256 })
             .init_set_ring_buffer_page_count(16, 16)
             .init_set_process_packet_callback(|_, packet| {
                 let script = packet.channel().context().clone();
@@ -270,7 +274,18 @@ impl Fake {
     }
 }
 
+/// These bytes again and again, so many in all: copied, since Miri takes long for each that is computed.
+fn repeated(bytes: impl Iterator<Item = u8>, len: usize) -> Vec<u8> {
+    let bytes: Vec<u8> = bytes.collect();
+    let mut all = bytes.repeat(len.div_ceil(bytes.len()));
+    all.truncate(len);
+    all
+}
+
 pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    if cfg!(miri) {
+        return repeated((0..253).map(|byte| byte ^ seed), len);
+    }
     (0..len).map(|index| (index % 253) as u8 ^ seed).collect()
 }
 
@@ -531,9 +546,9 @@ impl Script {
                 let len = blocks as usize * disk.block;
                 let from = usize::try_from(lba).unwrap() * disk.block;
                 if cdb[0] & 0x0f == 0x08 {
-                    let data = (from..from + len)
-                        .map(|at| disk.data.get(at).copied().unwrap_or(0))
-                        .collect();
+                    let there = disk.data.get(from..).unwrap_or_default();
+                    let mut data = there[..len.min(there.len())].to_vec();
+                    data.resize(len, 0);
                     return (good, data);
                 }
                 assert_eq!(input.len(), len, "blocks and bytes agree");
