@@ -112,6 +112,19 @@ fn who_finds_a_lock_held_waits_until_it_is_free() {
     assert_eq!(has_it.load(Ordering::SeqCst), 7);
 }
 
+#[cfg(feature = "host")]
+#[test]
+fn a_mark_is_there_once_for_each_time_that_it_was_set_and_taken() {
+    for callers in ALL {
+        let mark = Mark::new(callers);
+        assert!(!mark.is_set() && !mark.take(), "{callers:?}");
+        mark.set();
+        mark.set();
+        assert!(mark.is_set() && mark.take(), "{callers:?}");
+        assert!(!mark.is_set() && !mark.take(), "{callers:?}");
+    }
+}
+
 /// Counts sections, and says who calls.
 struct Sections {
     callers: Callers,

@@ -1,10 +1,14 @@
 //! Packet objects: what is in a fresh one, and what a completion leaves in one.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
 use super::support::*;
 use crate::fallible::Shared;
-use crate::kmcl::{Error, SendFlags};
+use crate::host::Misbehaviour;
+use crate::kmcl::transport::Sink;
+use crate::kmcl::{Counters, Error, Gone, SendFlags};
+use crate::memory::Mdl;
 
 const FLAGS: SendFlags = SendFlags::WAIT_FOR_COMPLETION;
 
@@ -94,5 +98,46 @@ fn the_list_keeps_an_end_for_who_runs_it_next_and_lets_go_of_one_that_has_change
     pair.host.set_client(&entry, Some(client.clone()));
     assert_eq!(owners(), (2, 2));
     drop((entry, server, client));
+    pair.close();
+}
+
+/// An end that counts its signals.
+#[derive(Default)]
+struct Signals(Arc<AtomicUsize>);
+
+impl Sink for Signals {
+    fn signalled(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn gone(&self, _: Gone) {}
+    fn lent(&self, _: u64) -> Option<Mdl> {
+        None
+    }
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+    fn ended(&self) -> Option<Gone> {
+        None
+    }
+}
+
+#[test]
+fn an_end_that_has_just_been_replaced_is_not_run_though_the_list_still_keeps_it() {
+    let pair = Pair::new(echo);
+    let entry = pair.host.find(|_| true).unwrap();
+    let old = entry.client().unwrap();
+    drop(pair.client.send_request(b"x", None).unwrap());
+    pair.host.process();
+    let before = pair.client.counters().signals_received;
+    let seen = Arc::new(AtomicUsize::new(0));
+    let new: Box<dyn Sink> = Box::new(Signals(seen.clone()));
+    // Whoever does that is about to have the list let go of the old one.
+    entry.set_client(Some(Shared::try_new(new).unwrap()));
+    pair.host.misbehave(pair.client.id(), Misbehaviour::Signal).unwrap();
+    assert!(pair.host.run_clients());
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+    assert_eq!(pair.client.counters().signals_received, before);
+    pair.host.set_client(&entry, Some(old));
+    drop(entry);
     pair.close();
 }
