@@ -56,6 +56,23 @@ pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Whom to wake when a packet of the channel may be free: in the order of their tickets, each once.
+#[derive(Default)]
+struct Line {
+    waiters: VecDeque<(Ticket, Waker)>,
+    last: u64,
+}
+
+impl Line {
+    fn place(&self, ticket: Ticket) -> Option<usize> {
+        self.waiters.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()
+    }
+}
+
+/// Stands for one who waits for a packet, or has been woken for one. To be given back: see [`Link::leave_line`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
 /// The context of the channel: what its callbacks and the requests on it need.
 pub(super) struct Link {
     pub(super) platform: &'static dyn Platform,
@@ -68,7 +85,7 @@ pub(super) struct Link {
     /// Requests that are in flight, and whose owner will look at their completion or drop them.
     live: AtomicUsize,
     /// Futures that found all packets of the channel in use.
-    waiters: Lock<VecDeque<Waker>>,
+    line: Lock<Line>,
     is_awaited: AtomicBool,
 }
 
@@ -83,7 +100,7 @@ impl Link {
             news: AtomicBool::new(true),
             wake,
             live: AtomicUsize::new(0),
-            waiters: Lock::new(VecDeque::new()),
+            line: Lock::new(Line::default()),
             is_awaited: AtomicBool::new(false),
         }
     }
@@ -144,37 +161,67 @@ impl Link {
 
     #[cold]
     fn wake_one(&self) {
-        let waker = {
-            let mut waiters = self.waiters.lock(self.platform);
-            let waker = waiters.pop_front();
-            self.is_awaited.store(!waiters.is_empty(), Ordering::SeqCst);
-            waker
+        let first = {
+            let mut line = self.line.lock(self.platform);
+            let first = line.waiters.pop_front();
+            self.is_awaited.store(!line.waiters.is_empty(), Ordering::SeqCst);
+            first
         };
         // Somebody else's code, outside the lock.
-        if let Some(waker) = waker {
+        if let Some((_, waker)) = first {
             waker.wake();
         }
     }
 
-    /// Has `waker` woken when a packet may be free.
+    /// Has `waker` woken when a packet may be free. Whoever stands in line already, by `ticket`, keeps its place.
     #[cold]
-    pub(super) fn await_packet(&self, waker: &Waker) {
+    pub(super) fn await_packet(&self, ticket: &mut Option<Ticket>, waker: &Waker) {
         if waker.will_wake(Waker::noop()) {
             return;
         }
-        let is_in_line = {
-            let mut waiters = self.waiters.lock(self.platform);
-            let is_kept = waiters.try_reserve(1).is_ok() && waiters.push_back_within(waker.clone()).is_ok();
-            if is_kept {
-                self.is_awaited.store(true, Ordering::SeqCst);
+        // A waker is somebody else's code: made and dropped outside the lock.
+        let mut fresh = Some(waker.clone());
+        let old;
+        {
+            let mut line = self.line.lock(self.platform);
+            let place = ticket.and_then(|ticket| line.place(ticket));
+            if let Some((_, kept)) = place.and_then(|place| line.waiters.get_mut(place)) {
+                old = fresh.take().map(|fresh| core::mem::replace(kept, fresh));
+            } else {
+                old = None;
+                let next = Ticket(line.last.saturating_add(1));
+                if line.waiters.try_reserve(1).is_ok()
+                    && let Some(waker) = fresh.take()
+                {
+                    line.last = next.0;
+                    // There is room.
+                    let _ = line.waiters.push_back_within((next, waker));
+                    *ticket = Some(next);
+                }
             }
-            is_kept
-        };
+            self.is_awaited.store(!line.waiters.is_empty(), Ordering::SeqCst);
+        }
+        drop(old);
         // With all requests given up, nobody would wake it; this side of the pair looks after it has stood in line, the other
         // looks at the line after it has left.
-        if !is_in_line || self.live.load(Ordering::SeqCst) == 0 {
+        if fresh.is_some() || self.live.load(Ordering::SeqCst) == 0 {
             waker.wake_by_ref();
         }
+    }
+
+    /// Gives a ticket back. Whoever was woken for a packet wakes the next: it may have found more than it needs, or need none.
+    #[cold]
+    pub(super) fn leave_line(&self, ticket: Ticket) {
+        let left = {
+            let mut line = self.line.lock(self.platform);
+            let left = line.place(ticket).and_then(|place| line.waiters.remove(place));
+            self.is_awaited.store(!line.waiters.is_empty(), Ordering::SeqCst);
+            left
+        };
+        if left.is_none() {
+            self.wake_one();
+        }
+        drop(left);
     }
 }
 

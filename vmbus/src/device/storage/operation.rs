@@ -7,7 +7,7 @@ use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use super::Error;
-use super::link::{Link, Unit, count};
+use super::link::{Link, Ticket, Unit, count};
 use super::probe::spare_buffer;
 use super::protocol::{Answer, Direction, Execute};
 use super::scsi::{Cdb, unmap_parameters};
@@ -15,7 +15,7 @@ use super::verdict::{Verdict, judge};
 use crate::bus::Suppressed;
 use crate::fallible::Shared;
 use crate::kmcl::{self, Refused, Reply, Request};
-use crate::memory::Mdl;
+use crate::memory::{Mdl, PageSpan};
 use crate::{Deadline, Instant};
 
 /// How many commands of one request are in flight at a time.
@@ -83,6 +83,8 @@ pub(super) struct Operation {
     outcome: Result<u32, Error>,
     /// All packets of the channel are in use.
     is_starved: bool,
+    /// It waits for one, or was woken for one.
+    ticket: Option<Ticket>,
     /// Something was sent that has not been looked at.
     has_fresh: bool,
     is_over: bool,
@@ -103,6 +105,7 @@ impl Operation {
             used: 0,
             outcome: Ok(0),
             is_starved: false,
+            ticket: None,
             has_fresh: false,
             is_over: false,
         };
@@ -123,6 +126,7 @@ impl Operation {
             used: 0,
             outcome: Err(error),
             is_starved: false,
+            ticket: None,
             has_fresh: false,
             is_over: false,
         }
@@ -142,6 +146,10 @@ impl Operation {
 
     /// Returns true if the host has part of the memory.
     pub(super) fn is_lent(&self) -> bool {
+        self.is_in_flight()
+    }
+
+    fn is_in_flight(&self) -> bool {
         self.live().any(|part| matches!(part.flight, Flight::Sent(_)))
     }
 
@@ -165,18 +173,29 @@ impl Operation {
         }
         if self.next >= self.end && self.live().next().is_none() {
             self.is_over = true;
+            self.leave_line();
             if self.outcome.is_err() {
                 count(&self.link().counting.failures);
             }
             return Poll::Ready(self.outcome);
         }
+        if !self.is_starved {
+            self.leave_line();
+        }
         if self.next_pause().is_some() {
             // No timer here: whoever runs this future runs others, and comes back.
             waker.wake_by_ref();
-        } else if self.is_starved && !self.is_lent() {
-            self.link().await_packet(waker);
+        } else if self.is_starved && !self.is_in_flight() {
+            self.unit.inner.link().await_packet(&mut self.ticket, waker);
         }
         Poll::Pending
+    }
+
+    /// It waits for no packet, or no more.
+    fn leave_line(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.link().leave_line(ticket);
+        }
     }
 
     /// Returns when a part is to be sent again, if one is.
@@ -255,8 +274,9 @@ impl Operation {
                     return;
                 };
                 let Some(part) = place.take() else { return };
-                self.link().leave();
+                // The packet is free before somebody is woken for it.
                 self.settle(index, part, result);
+                self.link().leave();
             }
             Flight::Later(due) => {
                 let due = *due;
@@ -426,7 +446,7 @@ impl Operation {
         };
         let (mut len, mut last) = (0_u64, None);
         for span in rest.page_spans() {
-            if len >= limit || last.is_some_and(|last: crate::memory::PageSpan| !last.continues_with(&span)) {
+            if len >= limit || last.is_some_and(|last: PageSpan| !last.continues_with(&span)) {
                 break;
             }
             len = len.saturating_add(span.len as u64);
@@ -581,5 +601,6 @@ impl Drop for Operation {
                 self.link().leave();
             }
         }
+        self.leave_line();
     }
 }

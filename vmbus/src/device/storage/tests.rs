@@ -8,3 +8,4 @@ mod fake;
 mod finding;
 mod life;
 mod transfers;
+mod turns;
