@@ -81,6 +81,8 @@ pub(super) struct Operation {
     used: usize,
     /// Bytes transferred, or the first error.
     outcome: Result<u32, Error>,
+    /// The channel has ended, and left the host with memory that it had not answered for.
+    is_withheld: bool,
     /// All packets of the channel are in use.
     is_starved: bool,
     /// It waits for one, or was woken for one.
@@ -104,6 +106,7 @@ impl Operation {
             parts: [const { None }; PARTS],
             used: 0,
             outcome: Ok(0),
+            is_withheld: false,
             is_starved: false,
             ticket: None,
             has_fresh: false,
@@ -125,6 +128,7 @@ impl Operation {
             parts: [const { None }; PARTS],
             used: 0,
             outcome: Err(error),
+            is_withheld: false,
             is_starved: false,
             ticket: None,
             has_fresh: false,
@@ -146,7 +150,7 @@ impl Operation {
 
     /// Returns true if the host has part of the memory.
     pub(super) fn is_lent(&self) -> bool {
-        self.is_in_flight()
+        self.is_withheld || self.is_in_flight()
     }
 
     fn is_in_flight(&self) -> bool {
@@ -296,6 +300,7 @@ impl Operation {
         let mut reply = match result {
             Ok(reply) => reply,
             Err(refused) => {
+                self.is_withheld |= refused.given.is_none() && self.transfer_len(&part) > 0;
                 if part.has_all {
                     self.take_back(refused.given);
                 }

@@ -2,6 +2,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 
 mod adapters;
+mod adversity;
 mod bus;
 mod commands;
 mod fake;

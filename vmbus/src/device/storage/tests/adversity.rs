@@ -1,0 +1,44 @@
+//! What goes wrong in the middle: rings that break under lent memory, errors that belong to an earlier command, looks for disks that end
+//! half way.
+
+use super::fake::{Fake, FakeDisk, SOON};
+use crate::device::storage::{Error, Lba};
+use crate::host::Misbehaviour;
+use crate::memory::Mdl;
+
+fn fake() -> Fake {
+    Fake::new([(0, FakeDisk::new(256, 512))])
+}
+
+#[test]
+fn q4_memory_that_the_host_may_still_write_to_does_not_come_back_from_a_broken_ring() {
+    let fake = fake();
+    fake.script().max_transfer = 4096;
+    let disk = fake.disk();
+    fake.script().holds = true;
+    let cut = disk.start_read(Lba(0), fake.buffer(8192));
+    let whole = disk.start_read(Lba(0), fake.buffer(4096));
+    let list = disk.start_read(Lba(0), Mdl::from(fake.buffer(4096)));
+    let cut_list = disk.start_read(Lba(0), Mdl::from(fake.buffer(8192)));
+    fake.host.process();
+    assert_eq!(fake.held(), 6);
+    let channel = fake.server.as_ref().unwrap().id();
+    fake.host.misbehave(channel, Misbehaviour::WriteIndex(7)).unwrap();
+    // None of it was answered, and the channel is not closed: all of it is the host's.
+    for (what, read) in [("in one", whole), ("in parts", cut)] {
+        let failed = read.wait(SOON).unwrap_err();
+        assert_eq!(
+            (failed.error, failed.buffer.is_none()),
+            (Error::ControllerGone, true),
+            "{what}"
+        );
+    }
+    for (what, read) in [("in one", list), ("in parts", cut_list)] {
+        let failed = read.wait(SOON).unwrap_err();
+        assert_eq!(
+            (failed.error, failed.buffer.is_none()),
+            (Error::ControllerGone, true),
+            "a list {what}"
+        );
+    }
+}
