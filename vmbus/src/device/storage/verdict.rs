@@ -3,6 +3,8 @@
 //! Statuses and sense data may contradict each other. The order here: an adapter that knows no such device is believed;
 //! then sense data, if it is there and says something; then the device's status; then the adapter's.
 //!
+//! Sense data may be of an earlier command ("deferred", SPC-4 4.5.7): then this one was not executed, whatever became of the other.
+//!
 //! The status in the packet's header decides only where the adapter and the device call the command a success, and it an error: what may
 //! not have been done is not reported as done. No host is known to say so. OpenVMM's `storvsp` makes that status of the adapter's, so
 //! that it is 0 beside a success, and 0x80000005, a warning, beside an overrun; in reports of Linux's `storvsc` about Hyper-V the
@@ -73,7 +75,7 @@ fn judge_inner(executed: &Executed<'_>, asked: u32, is_news: &mut bool) -> Verdi
         return Verdict::Failed(Error::DiskGone);
     }
     if let Some(sense) = Sense::parse(executed.sense)
-        && let Some(verdict) = judge_sense(&sense, transferred, is_news)
+        && let Some(verdict) = judge_sense(&sense, is_deferred(executed.sense), transferred, is_news)
     {
         return verdict;
     }
@@ -99,9 +101,17 @@ const fn is_error(status: u32) -> bool {
     status >> 30 == 3
 }
 
-const fn judge_sense(sense: &Sense, transferred: u32, is_news: &mut bool) -> Option<Verdict> {
+/// Returns true for sense data of an earlier command, which was called done: this one was not executed.
+fn is_deferred(sense: &[u8]) -> bool {
+    sense.first().is_some_and(|first| matches!(first & 0x7f, 0x71 | 0x73))
+}
+
+const fn judge_sense(sense: &Sense, is_deferred: bool, transferred: u32, is_news: &mut bool) -> Option<Verdict> {
     Some(match (sense.key, sense.code) {
         (SenseKey::NO_SENSE, (0, 0)) => return None,
+        (SenseKey::RECOVERED_ERROR, _) if is_deferred => again(Error::Device(*sense)),
+        // Somebody has to be told of it: sent again, this one would know nothing of it.
+        (SenseKey::ABORTED_COMMAND, _) if is_deferred => Verdict::Failed(Error::Device(*sense)),
         (SenseKey::RECOVERED_ERROR, _) => Verdict::Done(transferred),
         (SenseKey::UNIT_ATTENTION, code) => {
             // Parameters or capacity, another medium, or the list of units has changed.

@@ -1,7 +1,7 @@
 //! What goes wrong in the middle: rings that break under lent memory, errors that belong to an earlier command, looks for disks that end
 //! half way.
 
-use super::fake::{Fake, FakeDisk, SOON};
+use super::fake::{Fake, FakeDisk, SOON, sense};
 use crate::device::storage::{Error, Lba};
 use crate::host::Misbehaviour;
 use crate::memory::Mdl;
@@ -40,5 +40,37 @@ fn q4_memory_that_the_host_may_still_write_to_does_not_come_back_from_a_broken_r
             (Error::ControllerGone, true),
             "a list {what}"
         );
+    }
+}
+
+#[test]
+fn an_error_of_an_earlier_command_is_not_taken_for_the_end_of_this_one() {
+    let deferred = |format: u8, key: u8| {
+        let mut end = sense(key, 0x17, 0);
+        end.sense[0] = format;
+        if format == 0x73 {
+            end.sense[1] = key;
+            end.sense[2] = 0x17;
+        }
+        end
+    };
+    for format in [0x71, 0xf1, 0x73] {
+        // What was recovered was the earlier one; this one was not done, and is sent again.
+        let fake = fake();
+        let disk = fake.disk();
+        disk.write(Lba(3), fake.pattern(512, 9), SOON).unwrap();
+        fake.fault(0x35, deferred(format, 1));
+        disk.flush(SOON).unwrap();
+        assert_eq!(fake.seen(0x35).len(), 2, "{format:#x}");
+        let script = fake.script();
+        assert!(
+            script.disks[&0].durable == script.disks[&0].data,
+            "{format:#x}: it is durable"
+        );
+        drop(script);
+        // What was given up was an earlier write: to flush again would find nothing wrong.
+        fake.fault(0x35, deferred(format, 0x0b));
+        assert!(matches!(disk.flush(SOON).unwrap_err(), Error::Device(_)), "{format:#x}");
+        assert_eq!(fake.seen(0x35).len(), 3, "{format:#x}");
     }
 }
