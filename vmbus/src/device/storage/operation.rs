@@ -96,6 +96,12 @@ impl Operation {
     /// Makes an operation and sends what can be sent at once. `len` is in the plan's unit; for a command it is ignored.
     pub(super) fn start(unit: &Shared<Unit>, plan: Plan, memory: Mdl, len: u64) -> Self {
         let is_scattered = memory.wire_extent().ranges > 1;
+        if is_scattered
+            && let Plan::Read { block_shift, .. } | Plan::Write { block_shift, .. } = plan
+            && !ends_at_blocks(&memory, block_shift)
+        {
+            return Self::failed(unit, memory, Error::Unaligned);
+        }
         let mut this = Self {
             unit: unit.clone(),
             plan,
@@ -574,6 +580,19 @@ impl Operation {
 
 /// Bytes of UNMAP's parameters.
 const UNMAP_LEN: u16 = 24;
+
+/// Returns true if each range that it takes to describe `memory` ends at a block.
+fn ends_at_blocks(memory: &Mdl, block_shift: u8) -> bool {
+    let (mut len, mut last) = (0_u64, None::<PageSpan>);
+    for span in memory.page_spans() {
+        if last.is_some_and(|last| !last.continues_with(&span)) && len >> block_shift << block_shift != len {
+            return false;
+        }
+        len = len.saturating_add(span.len as u64);
+        last = Some(span);
+    }
+    true
+}
 
 /// Returns the first block of a part and how many there are.
 fn blocks_of(lba: u64, block_shift: u8, part: &Part) -> (u64, u32) {

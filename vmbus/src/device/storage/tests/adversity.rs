@@ -74,3 +74,21 @@ fn an_error_of_an_earlier_command_is_not_taken_for_the_end_of_this_one() {
         assert_eq!(fake.seen(0x35).len(), 3, "{format:#x}");
     }
 }
+
+#[test]
+fn nothing_of_a_chain_is_sent_that_ends_inside_a_block_further_on() {
+    let fake = fake();
+    fake.script().max_transfer = 4096;
+    let disk = fake.disk();
+    let part = |offset: usize, len: usize| Mdl::from(fake.pattern(16384, 3).slice(offset, len).unwrap());
+    for chain in [
+        [part(0, 1024), part(512, 612), part(100, 412)],
+        [part(0, 8192 + 100), part(0, 412), part(0, 512)],
+        [part(100, 1000), part(0, 24), part(0, 512)],
+    ] {
+        let chain = Mdl::chain(chain).unwrap();
+        let failed = disk.write(Lba(0), chain, SOON).unwrap_err();
+        assert_eq!((failed.error, failed.buffer.is_some()), (Error::Unaligned, true));
+        assert_eq!(fake.seen(0x2a), []);
+    }
+}
