@@ -139,6 +139,7 @@ fn initialise(
         })?,
         is_ide,
         disks: Lock::new(Vec::new()),
+        untold: Lock::new(Vec::new()),
         is_scanning: AtomicBool::new(false),
     })?))
 }
@@ -159,6 +160,8 @@ struct State {
     inner: Shared<Inner>,
     is_ide: bool,
     disks: Lock<Vec<Disk>>,
+    /// What was found and not told, because the look at the controller failed further on.
+    untold: Lock<Vec<Change>>,
     is_scanning: AtomicBool,
 }
 
@@ -177,6 +180,13 @@ pub enum Change {
     Removed(Disk),
     /// A disk has another number of blocks.
     Resized(Disk),
+}
+
+impl Change {
+    /// Whether it is news of a disk that is there, from which its size is learned.
+    fn tells_size_of(&self, known: &Disk) -> bool {
+        matches!(self, Self::Added(disk) | Self::Resized(disk) if disk.is(known))
+    }
 }
 
 impl Controller {
@@ -247,7 +257,7 @@ impl Controller {
     /// # Errors
     ///
     /// [`Error::ControllerGone`], [`Error::TimedOut`], [`Error::WouldDeadlock`], [`Error::OutOfMemory`]. What was found until
-    /// then is kept. Disks that cannot be asked are left as they are.
+    /// then is kept, and told by the next call that succeeds. Disks that cannot be asked are left as they are.
     pub fn rescan(&self, deadline: Deadline) -> Result<Vec<Change>, Error> {
         let state = &*self.0;
         let channel = &state.inner.channel;
@@ -258,18 +268,27 @@ impl Controller {
         })?;
         // Cleared first: what happens from now on is news again.
         state.inner.link().take_news();
-        let result = self.scan(rest);
+        let platform = channel.platform();
+        let mut changes = core::mem::take(&mut *state.untold.lock(platform));
+        let result = self.scan(&mut changes, rest);
         if result.as_ref().is_err_and(|error| *error != Error::ControllerGone) {
             state.inner.link().note_news();
         }
+        let result = match result {
+            Ok(()) => Ok(changes),
+            Err(error) => {
+                *state.untold.lock(platform) = changes;
+                Err(error)
+            }
+        };
         state.is_scanning.store(false, Ordering::Release);
         result
     }
 
-    fn scan(&self, deadline: Deadline) -> Result<Vec<Change>, Error> {
+    /// Looks at all units. What has changed is added to `changes`, which is never longer than all disks that went and came.
+    fn scan(&self, changes: &mut Vec<Change>, deadline: Deadline) -> Result<(), Error> {
         let state = &*self.0;
         let platform = state.inner.channel.platform();
-        let mut changes = Vec::new();
         let mut probe = probe::Probe::new(&state.inner, state.is_ide, deadline)?;
         let units = probe.units()?;
         for lun in 0..=u8::MAX {
@@ -294,7 +313,9 @@ impl Controller {
             if let (Some(known), Some(found)) = (&known, &found)
                 && known.is_same(found)
             {
-                if known.update(found) {
+                // Reserved first: the new size is seen once.
+                changes.try_reserve(1).map_err(|_| OutOfMemory)?;
+                if known.update(found) && !changes.iter().any(|change| change.tells_size_of(known)) {
                     changes.try_push(Change::Resized(known.clone()))?;
                 }
                 continue;
@@ -312,14 +333,21 @@ impl Controller {
             drop(disks);
             if let Some(known) = known {
                 known.note_gone();
-                changes.try_push(Change::Removed(known))?;
+                // Nobody need know that it was there.
+                let is_untold = changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Added(disk) if disk.is(&known)));
+                changes.retain(|change| !change.tells_size_of(&known));
+                if !is_untold {
+                    changes.try_push(Change::Removed(known))?;
+                }
             }
             if let Some(disk) = added {
                 log::info!(target: "vmbus::storage", "{disk}");
                 changes.try_push(Change::Added(disk))?;
             }
         }
-        Ok(changes)
+        Ok(())
     }
 
     /// Waits until there is a disk, and returns the first one. Context: task, not a callback of the channel.

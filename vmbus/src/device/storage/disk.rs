@@ -113,6 +113,11 @@ impl Disk {
         })?))
     }
 
+    /// Whether both are handles of the same one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Shared::is_same(&self.0, &other.0)
+    }
+
     /// Whether what was found is this disk: it has the same number in the world, or nothing tells them apart.
     pub(super) fn is_same(&self, found: &Found) -> bool {
         fn may_equal<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {

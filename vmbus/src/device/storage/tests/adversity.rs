@@ -1,8 +1,9 @@
 //! What goes wrong in the middle: rings that break under lent memory, errors that belong to an earlier command, looks for disks that end
 //! half way.
 
-use super::fake::{Fake, FakeDisk, SOON, sense};
-use crate::device::storage::{Error, Lba};
+use super::fake::{Ending, Fake, FakeDisk, SOON, ending, sense};
+use crate::Deadline;
+use crate::device::storage::{Change, Error, Lba};
 use crate::host::Misbehaviour;
 use crate::memory::Mdl;
 
@@ -91,4 +92,56 @@ fn nothing_of_a_chain_is_sent_that_ends_inside_a_block_further_on() {
         assert_eq!((failed.error, failed.buffer.is_some()), (Error::Unaligned, true));
         assert_eq!(fake.seen(0x2a), []);
     }
+}
+
+#[test]
+fn what_a_look_for_disks_has_found_before_it_failed_is_told_by_the_next() {
+    let fake = Fake::new([(0, FakeDisk::new(64, 512)), (1, FakeDisk::new(64, 512))]);
+    let controller = fake.attach();
+    let busy_from_the_second_on = || {
+        fake.fault(
+            0x25,
+            Ending {
+                is_done: true,
+                ..ending(1, 0)
+            },
+        );
+        for _ in 0..40 {
+            fake.fault(0x25, ending(4, 0x08));
+        }
+    };
+    let told = |changes: Vec<Change>| -> Vec<String> {
+        changes
+            .iter()
+            .map(|change| match change {
+                Change::Added(disk) => format!("added {}", disk.address().lun),
+                Change::Removed(disk) => format!("removed {}", disk.address().lun),
+                Change::Resized(disk) => format!("resized {}", disk.address().lun),
+            })
+            .collect()
+    };
+    let give_up = Deadline::millis(100);
+    busy_from_the_second_on();
+    assert_eq!(controller.rescan(give_up).unwrap_err(), Error::TimedOut);
+    fake.script().faults.clear();
+    assert!(controller.needs_rescan());
+    assert_eq!(told(controller.rescan(SOON).unwrap()), ["added 0", "added 1"]);
+    assert_eq!(told(controller.rescan(SOON).unwrap()), [""; 0]);
+    // A disk that goes and one that grows, too; and one that came and went is not told of.
+    for rounds in 1..4 {
+        fake.script().disks.get_mut(&0).unwrap().blocks = 64 + rounds;
+        busy_from_the_second_on();
+        assert_eq!(controller.rescan(give_up).unwrap_err(), Error::TimedOut);
+        fake.script().faults.clear();
+    }
+    assert_eq!(told(controller.rescan(SOON).unwrap()), ["resized 0"]);
+    for serial in ["SERIAL-2", "SERIAL-3", "SERIAL-4"] {
+        fake.script().disks.get_mut(&0).unwrap().serial = serial;
+        busy_from_the_second_on();
+        assert_eq!(controller.rescan(give_up).unwrap_err(), Error::TimedOut);
+        fake.script().faults.clear();
+    }
+    let first = controller.disks().unwrap().remove(0);
+    assert_eq!(first.info().serial.unwrap().as_str(), "SERIAL-4");
+    assert_eq!(told(controller.rescan(SOON).unwrap()), ["removed 0", "added 0"]);
 }
