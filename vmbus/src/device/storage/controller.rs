@@ -70,7 +70,18 @@ pub fn attach_with(
         .map_err(|refused| refused.error)?
         // Those who wait for news are told that there will be none.
         .init_set_state_change_callbacks(
-            StateChangeCallbacks::new().closed(|channel: &Channel<Link>| channel.context().note_news()),
+            StateChangeCallbacks::new()
+                .suspend(|channel: &Channel<Link>| {
+                    // One whose ring is broken is not closed before somebody does that.
+                    if channel.gone() == Some(Gone::Corrupt) {
+                        channel.context().note_news();
+                    }
+                })
+                .closed(|channel: &Channel<Link>| {
+                    if channel.gone() != Some(Gone::Corrupt) {
+                        channel.context().note_news();
+                    }
+                }),
         )
         .init_set_process_packet_callback(|channel, packet| channel.context().on_packet(packet));
     initialise(channel, config, deadline)

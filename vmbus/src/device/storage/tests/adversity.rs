@@ -1,10 +1,14 @@
 //! What goes wrong in the middle: rings that break under lent memory, errors that belong to an earlier command, looks for disks that end
 //! half way.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::fake::{Ending, Fake, FakeDisk, SOON, ending, sense};
 use crate::Deadline;
-use crate::device::storage::{Change, Error, Lba};
+use crate::device::storage::{Change, Config, Error, Lba, attach_with};
 use crate::host::Misbehaviour;
+use crate::kmcl::Gone;
 use crate::memory::Mdl;
 
 fn fake() -> Fake {
@@ -144,4 +148,25 @@ fn what_a_look_for_disks_has_found_before_it_failed_is_told_by_the_next() {
     let first = controller.disks().unwrap().remove(0);
     assert_eq!(first.info().serial.unwrap().as_str(), "SERIAL-4");
     assert_eq!(told(controller.rescan(SOON).unwrap()), ["removed 0", "added 0"]);
+}
+
+#[test]
+fn a_controller_whose_ring_breaks_wakes_its_watcher() {
+    let fake = fake();
+    let woken = Arc::new(AtomicUsize::new(0));
+    let counter = woken.clone();
+    let wake = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+    };
+    let controller = attach_with(&fake.host, &Config::default(), wake, SOON).unwrap();
+    controller.rescan(SOON).unwrap();
+    assert_eq!(woken.load(Ordering::SeqCst), 0);
+    let channel = fake.server.as_ref().unwrap().id();
+    fake.host.misbehave(channel, Misbehaviour::WriteIndex(7)).unwrap();
+    fake.host.process();
+    assert_eq!(controller.gone(), Some(Gone::Corrupt));
+    assert_eq!((woken.load(Ordering::SeqCst), controller.needs_rescan()), (1, true));
+    assert_eq!(controller.rescan(SOON).unwrap_err(), Error::ControllerGone);
+    drop(controller);
+    assert_eq!(woken.load(Ordering::SeqCst), 1, "and once");
 }
