@@ -253,6 +253,8 @@ fn run() {
                 None => log::warn!("dynamic memory: the host has taken its channel back"),
             }
             is_open = false;
+            // It may be offered anew already: that was passed over while this was open.
+            WOKEN.store(true, Ordering::Release);
         }
         let shown = Shown {
             state: engine.state(),

@@ -258,6 +258,8 @@ fn look_at_controllers() {
                 .collect();
             drop(shared);
             drop(gone);
+            // It may be offered anew already: that was passed over while it stood here.
+            WOKEN.store(true, Ordering::Release);
         } else if controller.needs_rescan() {
             match controller.rescan(STEP) {
                 Ok(changes) => changes.into_iter().for_each(|change| note(&controller, change)),
