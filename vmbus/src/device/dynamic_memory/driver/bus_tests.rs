@@ -23,6 +23,10 @@ const SOON: Deadline = Deadline::seconds(10);
 
 /// All numbers of pages are multiples of this; fewer under Miri, where each page costs a thousand times as much.
 const UNIT: u64 = if cfg!(miri) { 1 } else { 100 };
+/// How long the device rests at first.
+const REST: Duration = Duration::from_secs(if cfg!(miri) { 3 } else { 50 });
+/// So often everybody looks at what is due.
+const TICK: Duration = Duration::from_millis(if cfg!(miri) { 1000 } else { 250 });
 /// What may be added.
 const ADDED: PageRange = match PageRange::new(Pfn::new(1 << 23), if cfg!(miri) { 1 << 9 } else { 1 << 16 }) {
     Some(range) => range,
@@ -79,9 +83,13 @@ impl Machine {
 
     /// A machine whose driver runs, past the time that the device rests at first.
     fn running(personality: Personality) -> Self {
-        let mut machine = Self::new(personality, model_device::Config::default());
+        let device = model_device::Config {
+            start_delay: REST,
+            ..model_device::Config::default()
+        };
+        let mut machine = Self::new(personality, device);
         machine.attach();
-        machine.pass(Duration::from_secs(51));
+        machine.pass(REST + Duration::from_secs(1));
         assert_eq!(machine.control.phase(), Phase::Idle);
         machine
     }
@@ -114,7 +122,7 @@ impl Machine {
     fn pass(&mut self, duration: Duration) {
         let until = self.now().saturating_add(duration);
         while self.now() < until {
-            self.platform.advance(Duration::from_millis(250));
+            self.platform.advance(TICK);
             self.settle();
         }
     }
@@ -256,7 +264,7 @@ fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
     machine.driver.detach(SOON).unwrap();
     assert_eq!(machine.held(), held);
     machine.attach();
-    machine.pass(Duration::from_secs(51));
+    machine.pass(REST + Duration::from_secs(1));
     assert_eq!((machine.held(), machine.control.ballooned_pages()), (held.clone(), 0));
     machine.control.balloon(10 * UNIT);
     machine.settle();
@@ -268,7 +276,7 @@ fn q12_pages_stay_held_across_close_reopen_and_a_new_connection() {
     machine.hypervisor.disable_hypercalls().unwrap();
     machine.bus = connect(machine.platform, machine.host, machine.hypervisor);
     machine.attach();
-    machine.pass(Duration::from_secs(51));
+    machine.pass(REST + Duration::from_secs(1));
     assert_eq!(machine.driver.engine().held().page_count(), 60 * UNIT);
     // A host that remembers may give everything back.
     machine.control.unballoon_ranges(&held);

@@ -106,7 +106,7 @@ fn whatever_a_host_does_at_any_step_no_page_is_lost_and_the_device_works_again()
     machine_without_trouble.finish();
     for fault in FAULTS {
         let mut failed = 0;
-        for step in (0..steps).step_by(if cfg!(miri) { 9 } else { 1 }) {
+        for step in (0..steps).step_by(if cfg!(miri) { 27 } else { 1 }) {
             let what = format!("{fault:?} at step {step}");
             let mut machine = machine();
             machine.plan(machine.host.step_count() + step, fault);
