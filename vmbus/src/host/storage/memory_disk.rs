@@ -195,6 +195,9 @@ impl MemoryDisk {
                 // Should the disk grow again, it grows by zeros.
                 let kept = usize::try_from(len_bytes - last.index * CHUNK as u64).unwrap_or(CHUNK);
                 last.bytes.iter_mut().skip(kept).for_each(|byte| *byte = 0);
+                if let Medium::Bytes(medium) = &mut last.medium {
+                    medium.iter_mut().skip(kept).for_each(|byte| *byte = 0);
+                }
             }
         });
     }

@@ -115,6 +115,19 @@ fn a_disk_has_an_end_and_can_be_resized() {
 }
 
 #[test]
+fn what_a_resize_has_cut_off_does_not_come_back_with_a_power_cut() {
+    let disk = MemoryDisk::new(TestPlatform::leak(), 8192, WriteCache::Volatile).unwrap();
+    disk.write_at(0, &[1; 8192]).unwrap();
+    disk.write_cached(0, &[2; 8192]);
+    disk.resize(4096);
+    disk.resize(8192);
+    disk.cut_power(PowerCut::LosesAll);
+    let mut bytes = [9; 8192];
+    disk.read_at(0, &mut bytes).unwrap();
+    assert_eq!((&bytes[..4096], &bytes[4096..]), (&[1; 4096][..], &[0; 4096][..]));
+}
+
+#[test]
 fn discarding_a_huge_range_touches_only_what_is_there() {
     let disk = MemoryDisk::new(TestPlatform::leak(), 1 << 50, WriteCache::None).unwrap();
     disk.write_at(1 << 49, &[1; 512]).unwrap();
