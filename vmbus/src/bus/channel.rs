@@ -87,6 +87,8 @@ enum Farewell {
     Silent,
 }
 
+/// The channel is not being moved.
+const NOWHERE: u32 = u32::MAX;
 /// Nobody runs a callback.
 const NOBODY: usize = usize::MAX;
 /// How often the callback is called in a row before others get their turn.
@@ -99,11 +101,15 @@ pub struct ChannelCore {
     place: usize,
     open_id: OpenId,
     target: AtomicU32,
+    /// Where the host has been asked to send the interrupts, as long as its answer may come: [`NOWHERE`] if it was not.
+    next_target: AtomicU32,
     outgoing: Lock<Outgoing>,
     incoming: Lock<Incoming>,
     rings: Lock<Option<(GpadlId, Box<RingPages>)>>,
     sink: Box<dyn ChannelSink>,
     state: AtomicU8,
+    /// The other end may have the channel open, and nobody has told it, or tells it, that it closes.
+    is_open_there: AtomicBool,
     is_rescinded: AtomicBool,
     is_rescind_told: AtomicBool,
     /// A signal has come that no callback has seen.
@@ -147,11 +153,13 @@ impl ChannelCore {
             place: parts.place,
             open_id: parts.open_id,
             target: AtomicU32::new(parts.target.0),
+            next_target: AtomicU32::new(NOWHERE),
             outgoing: Lock::new(parts.outgoing),
             incoming: Lock::new(parts.incoming),
             rings: Lock::new(None),
             sink: parts.sink,
             state: AtomicU8::new(OPENING),
+            is_open_there: AtomicBool::new(false),
             is_rescinded: AtomicBool::new(false),
             is_rescind_told: AtomicBool::new(false),
             has_signal: AtomicBool::new(false),
@@ -277,39 +285,77 @@ impl ChannelCore {
 
     /// Makes the channel's interrupts and callbacks go to another processor.
     ///
-    /// The callbacks move at once in any case; flags that the earlier processor still gets are honoured there.
+    /// The callbacks move when the interrupts do; flags that the earlier processor still gets are honoured there. If the host
+    /// answers only after the deadline, the channel moves then, and neither processor goes off-line before.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchProcessor`] if it is not on-line for the bus, [`Error::NotSupported`] before version 4.1, and what
-    /// a request may meet. The earlier target stays then.
+    /// [`Error::NoSuchProcessor`] if it is not on-line for the bus, [`Error::NotSupported`] before version 4.1,
+    /// [`Error::TooManyRequests`] while the host still owes an answer to an earlier call, and what a request may meet. The
+    /// earlier target stays then.
     pub fn retarget(&self, target: ProcessorIndex, deadline: Deadline) -> Result<Retargeted, Error> {
         let bus = &*self.bus;
-        let vp = bus.online_vp(target).ok_or(Error::NoSuchProcessor(target))?;
         if self.state() != ChannelState::Open {
             return Err(Error::NotOpen(self.id()));
         }
+        let vp = bus.online_vp(target).ok_or_else(|| bus.no_such_processor(target))?;
         let version = bus.version();
         if version < Version::V4_1 {
             return Err(Error::NotSupported { version });
         }
-        let request = ModifyChannel::new(self.id(), vp).encode();
-        let is_answered = version >= Version::V5_3;
-        if is_answered {
-            let key = super::replies::Key::Modify(self.id());
-            bus.request(&self.offer, self.place, key, &request, deadline)?;
-        } else {
-            bus.post(&request, deadline.resolve(bus.now()), None)?;
+        // One at a time: an answer does not say which request it is for. SeqCst: see `is_aimed_at`.
+        self.next_target
+            .compare_exchange(NOWHERE, target.0, Ordering::SeqCst, Ordering::Relaxed)
+            .map_err(|_| Error::TooManyRequests)?;
+        if !bus.stays_online(target) {
+            self.stays();
+            return Err(bus.no_such_processor(target));
         }
-        let before = self.target.swap(target.0, Ordering::Relaxed);
-        // Whatever came to the earlier processor until now is looked at there, and here.
-        bus.mark(ProcessorIndex(before));
-        self.schedule();
-        Ok(if is_answered {
-            Retargeted::Confirmed
+        let request = ModifyChannel::new(self.id(), vp).encode();
+        if version >= Version::V5_3 {
+            let key = super::replies::Key::Modify(self.id());
+            // What its answer means is done as it is taken: it may come when nobody waits any more.
+            bus.request(&self.offer, self.place, key, &request, deadline)
+                .map_err(|failure| {
+                    if !failure.is_asked {
+                        self.stays();
+                    }
+                    failure.error
+                })?;
+            Ok(Retargeted::Confirmed)
         } else {
-            Retargeted::Unconfirmed
-        })
+            bus.post(&request, deadline.resolve(bus.now()), None)
+                .inspect_err(|_| self.stays())?;
+            self.moved(true);
+            Ok(Retargeted::Unconfirmed)
+        }
+    }
+
+    /// The host was not asked to move the interrupts.
+    fn stays(&self) {
+        self.next_target.store(NOWHERE, Ordering::Release);
+    }
+
+    /// The host has answered, or does not answer, to the request to move the interrupts.
+    pub(super) fn moved(&self, is_moved: bool) {
+        let target = self.next_target.load(Ordering::Acquire);
+        if target == NOWHERE {
+            return;
+        }
+        if is_moved {
+            let before = self.target.swap(target, Ordering::SeqCst);
+            // Whatever came to the earlier processor until now is looked at there, and here.
+            self.bus.mark(ProcessorIndex(before));
+            self.schedule();
+        }
+        self.next_target.store(NOWHERE, Ordering::Release);
+    }
+
+    /// Returns true if the host may send interrupts to `processor`.
+    pub(super) fn is_aimed_at(&self, processor: ProcessorIndex) -> bool {
+        // In this order: a channel that moves meanwhile is seen in one of the two. SeqCst: either a processor that leaves sees
+        // where the channel goes, or who moves it sees that the processor leaves.
+        self.next_target.load(Ordering::SeqCst) == processor.0 || self.target.load(Ordering::SeqCst) == processor.0
     }
 
     // ----- what the bus does with it
@@ -418,6 +464,31 @@ impl ChannelCore {
         self.is_orphan.store(true, Ordering::Release);
     }
 
+    /// The other end is about to be asked to open.
+    pub(super) fn asking(&self) {
+        // Relaxed: whoever closes has found the channel in the table, or is its opener.
+        self.is_open_there.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns true if the offer was withdrawn. The channel itself hears of it only as long as it stands in the table.
+    fn is_withdrawn(&self) -> bool {
+        self.is_rescinded.load(Ordering::Acquire) || self.bus.table.is_rescinded(self.place)
+    }
+
+    /// Tells the other end that the channel closes, unless it knows, or has withdrawn it. Between [`ChannelCore::enter`] and
+    /// [`ChannelCore::leave`], or when nobody is any more: so that no two tell it at a time.
+    pub(super) fn tell_closed(&self, until: Option<Instant>) -> Result<(), Error> {
+        if self.is_withdrawn() || !self.is_open_there.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let close = CloseChannel::new(self.id()).encode();
+        let told = self.bus.post(&close, until, None);
+        if told.is_err() {
+            self.is_open_there.store(true, Ordering::Release);
+        }
+        told
+    }
+
     /// The other end has agreed: callbacks may come.
     pub(super) fn opened(&self) {
         self.state.store(OPEN, Ordering::Release);
@@ -455,15 +526,14 @@ impl ChannelCore {
         let is_idle = || self.in_flight.load(Ordering::Acquire) == 0;
         let idle = bus.wait_until(until, is_idle);
         let mut result = idle.map_err(Error::from);
-        let mut told = Ok(());
-        if farewell == Farewell::Close && !self.is_rescinded.load(Ordering::Acquire) {
-            let close = CloseChannel::new(self.id()).encode();
-            told = bus.post(&close, until, None);
-        }
+        let told = match farewell {
+            Farewell::Close => self.tell_closed(until),
+            Farewell::Silent => Ok(()),
+        };
         let rings = self.rings.lock(bus.platform).take();
         if let Some((id, memory)) = rings {
             // A host that could not be told still has the channel open, and its word about the memory would mean nothing.
-            let is_open_there = told.is_err() && !bus.is_given_up() && !self.is_rescinded.load(Ordering::Acquire);
+            let is_open_there = told.is_err() && !bus.is_given_up() && !self.is_withdrawn();
             let given_up = if is_open_there {
                 told
             } else {

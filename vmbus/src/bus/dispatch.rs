@@ -148,6 +148,8 @@ impl BusInner {
             }
             MessageType::MODIFY_CHANNEL_RESPONSE => {
                 let modified = ModifyChannelResponse::decode(bytes)?;
+                let is_moved = modified.status() == 0;
+                self.table.with_channel(modified.channel(), |core| core.moved(is_moved));
                 let key = Key::Modify(modified.channel());
                 Ok(self.on_status(message_type, key, modified.status()))
             }

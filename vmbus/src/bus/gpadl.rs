@@ -125,13 +125,15 @@ impl BusInner {
             return Ok(());
         }
         let request = GpadlTeardown::new(offer.channel, id).encode();
-        // A withdrawn channel's host may never answer: look once.
+        let ticket = self.replies.expect(Key::GpadlTorndown(id), Some(offer.channel));
+        // A withdrawn channel's host may never answer: look once. Asked after the waiter is noted, or a withdrawal could slip in
+        // between and end nobody's wait.
         let until = if self.table.is_rescinded(place) {
             Some(self.now())
         } else {
             until
         };
-        let result = match self.replies.expect(Key::GpadlTorndown(id), Some(offer.channel)) {
+        let result = match ticket {
             Ok(ticket) => self
                 .post(&request, until, Some(&ticket))
                 .and_then(|()| self.wait_for(&ticket, until)),
@@ -161,6 +163,8 @@ impl BusInner {
         if self.gpadls.park(id, memory, free_at) {
             self.counters.parked_blocks.add_one();
             log::debug!("the memory of {id} rests until the other end gives it up");
+            // The connection may have ended meanwhile, with the host's word for everything: who ended it has looked already.
+            self.free_if_given_up();
         }
     }
 }

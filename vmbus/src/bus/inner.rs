@@ -235,6 +235,23 @@ impl BusInner {
         is_online.then(|| VpIndex(processor.vp.load(Ordering::Relaxed)))
     }
 
+    /// Returns true if a processor is on-line for the bus and not about to leave. Asked when a channel that goes there can be seen:
+    /// either this is false, or the processor sees the channel and stays.
+    pub(super) fn stays_online(&self, index: ProcessorIndex) -> bool {
+        let is_leaving = self
+            .processor(index)
+            .is_none_or(|processor| processor.is_leaving.load(Ordering::SeqCst));
+        !is_leaving && self.online_vp(index).is_some()
+    }
+
+    /// Returns why a processor cannot be a channel's target: the end of the connection takes all off-line.
+    pub(super) fn no_such_processor(&self, index: ProcessorIndex) -> Error {
+        match self.phase() {
+            Phase::Connected => Error::NoSuchProcessor(index),
+            _ => Error::Disconnected,
+        }
+    }
+
     // ----- waiting
 
     /// Waits until `is_ready`, looking at messages meanwhile, and at nothing else.

@@ -284,21 +284,30 @@ impl Bus {
         if self.platform().current_processor() != processor {
             return Err(Error::NoSuchProcessor(processor));
         }
+        let Some(leaving) = self.0.processor(processor) else {
+            return Err(Error::NoSuchProcessor(processor));
+        };
+        // SeqCst: see `ChannelCore::is_aimed_at`.
+        leaving.is_leaving.store(true, Ordering::SeqCst);
         let is_needed = self.0.message_processor.load(Ordering::Relaxed) == processor.0
             || (0..self.0.table.len()).any(|place| {
                 let mut is_target = false;
                 self.0
                     .table
-                    .with_open(place, |core| is_target = core.target() == processor);
+                    .with_open(place, |core| is_target = core.is_aimed_at(processor));
                 is_target
             });
-        if is_needed {
-            return Err(Error::ProcessorInUse(processor));
+        if !is_needed {
+            // What came until now is honoured.
+            self.process(processor);
+            self.0.leave_processor(processor);
         }
-        // What came until now is honoured.
-        self.process(processor);
-        self.0.leave_processor(processor);
-        Ok(())
+        leaving.is_leaving.store(false, Ordering::SeqCst);
+        if is_needed {
+            Err(Error::ProcessorInUse(processor))
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns the processor to which the host's messages go.

@@ -64,7 +64,7 @@ impl Bus {
         }
         let vp = bus
             .online_vp(parameters.target)
-            .ok_or(Error::NoSuchProcessor(parameters.target))?;
+            .ok_or_else(|| bus.no_such_processor(parameters.target))?;
         let (place, offer) = bus.table.claim(channel)?;
         let core = self
             .make_core(place, &offer, parameters, sink, until)
@@ -84,6 +84,11 @@ impl Bus {
         );
         let key = Key::Open(channel, channel_handle.open_id());
         let remaining = until.map_or(Deadline::Never, Deadline::At);
+        if !bus.stays_online(parameters.target) {
+            channel_handle.abandon(true, remaining);
+            return Err(bus.no_such_processor(parameters.target));
+        }
+        channel_handle.asking();
         match bus.request(&offer, place, key, &request.encode(), remaining) {
             Ok(()) => {
                 channel_handle.opened();

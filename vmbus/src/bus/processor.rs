@@ -26,6 +26,8 @@ pub(super) struct Processor {
     pub(super) is_processing: AtomicBool,
     /// True if another processor has emptied the message slot: only this one can ask for the messages that wait for it.
     pub(super) owes_end_of_message: AtomicBool,
+    /// True while it is being looked whether it may leave: no channel is given to it.
+    pub(super) is_leaving: AtomicBool,
     /// True if a channel with this target wants its callback called without a signal of the host.
     pub(super) has_kicks: AtomicBool,
 }
@@ -38,6 +40,7 @@ impl Processor {
             is_marked: AtomicBool::new(false),
             is_processing: AtomicBool::new(false),
             owes_end_of_message: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
             has_kicks: AtomicBool::new(false),
         }
     }

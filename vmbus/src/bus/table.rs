@@ -389,6 +389,17 @@ impl Table {
         }
     }
 
+    /// As [`Table::with_open`], for the channel with an id.
+    pub(super) fn with_channel(&self, channel: ChannelId, tell: impl FnOnce(&ChannelCore)) {
+        if let Some(place) = self.place(channel) {
+            self.with_open(place, |core| {
+                if core.id() == channel {
+                    tell(core);
+                }
+            });
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn with_lock_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
         let _entries = self.lock();

@@ -6,6 +6,7 @@ mod end;
 mod gpadls;
 #[cfg(feature = "host")]
 mod local;
+mod meanwhile;
 mod messages;
 mod offers;
 mod processors;

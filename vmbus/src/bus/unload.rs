@@ -10,7 +10,6 @@ use super::processor::SINT;
 use super::replies::Key;
 use crate::hyperv;
 use crate::platform::ProcessorIndex;
-use crate::protocol::channel::CloseChannel;
 use crate::protocol::contact::{Unload, UnloadResponse};
 use crate::protocol::gpadl::GpadlTeardown;
 use crate::protocol::{ChannelMessage, Version};
@@ -66,12 +65,8 @@ impl BusInner {
         for place in 0..self.table.len() {
             self.table.with_open(place, |core| core.rescind());
         }
-        if self.is_given_up() {
-            while let Some(memory) = self.gpadls.take_parked() {
-                self.counters.unparked_blocks.add_one();
-                drop(memory);
-            }
-        } else {
+        self.free_if_given_up();
+        if !self.is_given_up() {
             // What is still parked when the last handle goes is lost with it.
             self.counters.lost_blocks.add(self.gpadls.parked_count());
         }
@@ -79,12 +74,21 @@ impl BusInner {
         result.and(self.leave_processors())
     }
 
+    /// Frees what is parked if the host has given up everything.
+    pub(super) fn free_if_given_up(&self) {
+        while self.is_given_up()
+            && let Some(memory) = self.gpadls.take_parked()
+        {
+            self.counters.unparked_blocks.add_one();
+            drop(memory);
+        }
+    }
+
     /// Tells the host of every open channel that it closes, without ending our side of it.
     fn close_channels(&self, until: Instant) {
         for place in 0..self.table.len() {
             if let Some(core) = self.table.enter(place, |_| true) {
-                let close = CloseChannel::new(core.id()).encode();
-                if let Err(error) = self.post(&close, Some(until), None) {
+                if let Err(error) = core.tell_closed(Some(until)) {
                     log::warn!("{} could not be closed: {error}", core.id());
                 }
                 core.leave();

@@ -24,6 +24,8 @@ mod access;
 mod clock;
 mod here;
 mod mapping;
+#[cfg(test)]
+mod meanwhile;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -71,6 +73,8 @@ pub struct FakePlatform {
     peak_pages: AtomicUsize,
     processors: AtomicU32,
     clock: Clock,
+    #[cfg(test)]
+    meanwhile: meanwhile::Meanwhile,
 }
 
 /// Holds every fake platform, so that a leak checker sees that it is reachable.
@@ -96,6 +100,8 @@ impl FakePlatform {
             peak_pages: AtomicUsize::new(0),
             processors: AtomicU32::new(1),
             clock: Clock::new(),
+            #[cfg(test)]
+            meanwhile: meanwhile::Meanwhile::default(),
         }));
         locked(&PLATFORMS).push(platform);
         platform
@@ -412,6 +418,8 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn enter_dispatch(&self) -> DispatchToken {
+        #[cfg(test)]
+        self.do_what_others_do();
         here::enter_dispatch()
     }
 
