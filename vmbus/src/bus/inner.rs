@@ -252,6 +252,13 @@ impl BusInner {
         }
     }
 
+    /// Returns true if the connection has ended, and not with the host's word that it has given up the memory that it was told of.
+    pub(super) fn is_lost(&self) -> bool {
+        self.phase() == Phase::Down
+            && !self.is_given_up()
+            && (self.version() >= Version::V3_0 || self.gpadls.is_tearing_down())
+    }
+
     // ----- waiting
 
     /// Waits until `is_ready`, looking at messages meanwhile, and at nothing else.

@@ -348,6 +348,11 @@ impl Bus {
         progress
     }
 
+    /// Returns true if the connection has ended without the host's word that it has given up the guest's memory.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.is_lost()
+    }
+
     /// Looks at messages, as every wait does, and calls nobody.
     pub(crate) fn look_at_messages(&self) {
         self.0.pump();

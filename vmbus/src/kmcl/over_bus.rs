@@ -297,6 +297,12 @@ impl Transport for BusTransport {
             Ok(()) | Err(bus::Error::WouldDeadlock | bus::Error::NotOpen(_)) => Ok(()),
             Err(error) => Err(error.into()),
         };
+        // The channel has ended here, but nobody knows whether it has there: what was lent may still be written to.
+        let closed = closed.and(if self.channel.bus().is_lost() {
+            Err(Error::Gone(Gone::Rescinded))
+        } else {
+            Ok(())
+        });
         // Memory that the host does not give up in time is kept from use by the bus.
         let gpadls = core::mem::take(&mut *self.gpadls.lock(self.platform));
         for gpadl in gpadls {

@@ -380,6 +380,26 @@ fn q4_memory_that_the_host_does_not_give_up_at_the_end_stays_lent() {
 }
 
 #[test]
+fn memory_stays_lent_to_a_host_that_does_not_answer_to_the_end_of_the_connection() {
+    for in_callback in [false, true] {
+        let ground = Ground::new();
+        let channel = ground.client().init_set_maximum_packet_count(8).enable(SOON).unwrap();
+        ground.control.is_silent.store(true, Ordering::SeqCst);
+        let buffer = ground.mdl(b"lent").into_dma_buffer().unwrap();
+        let request = channel.send_request(b"x", Some(buffer.clone().into())).unwrap();
+        ground.settle();
+        ground.host.set_reply(16, Reply::Silent);
+        assert!(ground.bus.disconnect(Deadline::seconds(1)).is_err());
+        if in_callback {
+            ground.bus.poll();
+        }
+        drop(channel.disable(Deadline::millis(50)));
+        drop(request);
+        assert!(!buffer.is_sole_owner(), "{in_callback}");
+    }
+}
+
+#[test]
 fn a_page_list_is_described_to_the_host() {
     let ground = Ground::new();
     let channel = ground.client().enable(SOON).unwrap();
