@@ -81,14 +81,16 @@ pub mod scsi;
 #[cfg(test)]
 #[cfg(feature = "host")]
 mod tests;
+mod transfer;
 mod verdict;
 
 #[cfg(feature = "embedded-io")]
 pub use adapters::DiskBytes;
 pub use config::Config;
 pub use controller::{Change, Controller, attach, attach_with};
-pub use disk::{Disk, Info, Lba, Lend, PATIENCE, Transfer};
+pub use disk::{Disk, Info, Lba, PATIENCE};
 pub use error::{Error, Failed};
 pub use link::Counters;
+pub use transfer::{Lend, Transfer};
 
 pub use crate::protocol::class::{IDE, STORAGE as SCSI};
