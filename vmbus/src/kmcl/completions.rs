@@ -117,6 +117,27 @@ impl<C: Context> Core<C> {
         Settled::Dropped(None)
     }
 
+    /// Wakes the tasks that wait for answers, so that they see that none will come. Their requests stay as they are.
+    pub(crate) fn wake_tasks(&self) {
+        let mut index = 0;
+        loop {
+            let waker = {
+                let mut outgoing = self.outgoing();
+                let Some((id, next)) = outgoing.table.next_used(index) else {
+                    break;
+                };
+                index = next;
+                match outgoing.table.get_mut(id).map(|request| &mut request.waiter) {
+                    Some(Waiter::Task(waker)) => waker.take(),
+                    _ => None,
+                }
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
     /// Ends all requests with an error. What those lend that the peer has seen stays lent for good unless it `is_given_up`.
     pub(crate) fn fail_requests(&self, why: Gone, is_given_up: bool) {
         loop {

@@ -462,11 +462,6 @@ impl<C: Context> Future for Request<'_, C> {
                 }
             });
         }
-        if core.gone() == Some(Gone::Corrupt) {
-            let mdl = this.channel.given_up(id);
-            return Poll::Ready(Err(refuse(Gone::Corrupt.into(), mdl)));
-        }
-        this.state = State::Sent(id);
         let fresh = context.waker().clone();
         let old = {
             let mut outgoing = core.outgoing();
@@ -476,6 +471,12 @@ impl<C: Context> Future for Request<'_, C> {
                 _ => Some(fresh),
             }
         };
+        // Behind the lock: whoever ends the channel for a broken ring wakes those that stand there.
+        if core.gone() == Some(Gone::Corrupt) {
+            let mdl = this.channel.given_up(id);
+            return Poll::Ready(Err(refuse(Gone::Corrupt.into(), mdl)));
+        }
+        this.state = State::Sent(id);
         if core.is_done(id)
             && let Some(waker) = old
         {

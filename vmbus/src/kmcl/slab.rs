@@ -121,7 +121,6 @@ impl<T> Slab<T> {
     }
 
     /// Returns the id of the first live entry at `index` or behind it, and the index behind that one.
-    #[cfg(feature = "host")]
     pub(crate) fn next_used(&self, index: usize) -> Option<(RequestId, usize)> {
         let mut entries = self.entries.iter().zip(0..).skip(index);
         entries.find_map(|(entry, at)| {

@@ -98,15 +98,7 @@ fn a_completion_that_comes_while_the_future_is_polled_wakes_it() {
 
 #[test]
 fn a_ring_that_breaks_while_its_completion_is_awaited_ends_the_request_and_keeps_its_memory() {
-    static BOTH: OnceLock<Loopback> = OnceLock::new();
-    let both = BOTH.get_or_init(|| {
-        Loopback::new(|channel, packet| {
-            let broken = Misbehaviour::WriteIndex(7);
-            BOTH.get().unwrap().host().misbehave(channel.id(), broken).unwrap();
-            packet.abandon();
-        })
-        .unwrap()
-    });
+    let both = breaking();
     let channel = both.open().unwrap();
     let memory = both.memory(b"lent").unwrap();
     let buffer = memory.clone().into_dma_buffer().unwrap();
@@ -120,6 +112,49 @@ fn a_ring_that_breaks_while_its_completion_is_awaited_ends_the_request_and_keeps
     assert!(!buffer.is_sole_owner(), "the peer may still write to it");
     drop(channel.disable(Deadline::seconds(5)).unwrap());
     assert!(buffer.is_sole_owner());
+}
+
+/// A server that breaks the ring instead of answering.
+fn breaking() -> &'static Loopback {
+    let both: &OnceLock<Loopback> = Box::leak(Box::new(OnceLock::new()));
+    both.get_or_init(|| {
+        Loopback::new(|channel, packet| {
+            let broken = Misbehaviour::WriteIndex(7);
+            both.get().unwrap().host().misbehave(channel.id(), broken).unwrap();
+            packet.abandon();
+        })
+        .unwrap()
+    })
+}
+
+#[test]
+fn a_future_is_woken_when_the_ring_breaks() {
+    let both = breaking();
+    let channel = both.open().unwrap();
+    let (hook, waker) = Hook::waker(|_| ());
+    let mut context = core::task::Context::from_waker(&waker);
+    let mut request = pin!(channel.request(b"question", None));
+    assert!(request.as_mut().poll(&mut context).is_pending());
+    both.host().process();
+    assert_eq!(hook.wakes.load(SeqCst), 1);
+    let poll = request.as_mut().poll(&mut context);
+    assert!(matches!(poll, Poll::Ready(Err(refused)) if refused.error == Error::Gone(Gone::Corrupt)));
+}
+
+#[test]
+fn a_future_is_told_of_a_ring_that_breaks_while_it_is_polled() {
+    let both = breaking();
+    let channel = both.open().unwrap();
+    // The first clone is sent along with the request, the second takes its place at the end of the poll.
+    let (_, waker) = Hook::waker(|clone| {
+        if clone == 1 {
+            both.host().process();
+        }
+    });
+    let mut context = core::task::Context::from_waker(&waker);
+    let mut request = pin!(channel.request(b"question", None));
+    let poll = request.as_mut().poll(&mut context);
+    assert!(matches!(poll, Poll::Ready(Err(refused)) if refused.error == Error::Gone(Gone::Corrupt)));
 }
 
 #[test]

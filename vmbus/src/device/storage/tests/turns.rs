@@ -127,8 +127,6 @@ fn all_that_wait_for_a_packet_are_told_that_the_channel_has_ended() {
             let channel = fake.server.as_ref().unwrap().id();
             fake.host.misbehave(channel, Misbehaviour::WriteIndex(7)).unwrap();
             fake.host.process();
-            // Whoever waits for an answer finds out as soon as it looks; the others are told by it.
-            assert_eq!(tasks[0].poll(), Poll::Ready(Err(Error::ControllerGone)));
         } else {
             fake.revoke();
         }
