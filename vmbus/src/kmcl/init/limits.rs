@@ -12,7 +12,7 @@ const MAX_EXTERNAL: usize = 64 * 1024 * 1024;
 const MAX_RING_PAGES: usize = 16 * 1024;
 
 impl<C: Context> DisabledChannel<C> {
-    /// Reserves `count` buffers of `bytes` bytes for [`Channel::allocate_bounce_buffer`]
+    /// Reserves `count` buffers of `bytes` bytes for [`Channel::allocate_bounce_buffer`](crate::kmcl::Channel::allocate_bounce_buffer)
     /// (`VmbChannelInitSetBounceBufferSizes`).
     ///
     /// ```
@@ -102,7 +102,7 @@ impl<C: Context> DisabledChannel<C> {
         self
     }
 
-    /// Sets how many incoming packets may be held uncompleted; see [`Channel::set_transaction_quota`]. 0 means 1.
+    /// Sets how many incoming packets may be held uncompleted; see [`Channel::set_transaction_quota`](crate::kmcl::Channel::set_transaction_quota). 0 means 1.
     ///
     /// ```
     /// # use vmbus::{Deadline, kmcl::*, testing::Loopback};
