@@ -72,6 +72,10 @@ impl Transport for ClientTransport {
         self.entry.give_back();
         if closed { Ok(()) } else { Err(Error::TimedOut) }
     }
+
+    fn peer_is_an_owner(&self) -> bool {
+        true
+    }
 }
 
 /// A server's way to its client.

@@ -349,7 +349,7 @@ impl<C: Context> Core<C> {
             let deadline = until.map_or(crate::Deadline::Never, crate::Deadline::At);
             if let Err(error) = transport.close(deadline) {
                 log::warn!(target: "vmbus::kmcl", "{}: not closed cleanly: {error}", self.settings.name.as_str());
-                is_given_up = false;
+                is_given_up = transport.peer_is_an_owner();
             }
         }
         self.collect_placed();

@@ -196,6 +196,11 @@ pub(crate) trait Transport: Send + Sync {
     }
     /// Closes the channel and gives everything back. On a time-out what the peer may still touch is kept for ever.
     fn close(&self, deadline: Deadline) -> Result<(), Error>;
+    /// Returns true if the peer is an owner of what requests lend it as long as it uses that, like any other in this kernel: then
+    /// it need not be kept from use where the peer has not answered.
+    fn peer_is_an_owner(&self) -> bool {
+        false
+    }
 }
 
 /// What the peer is to do with shared memory.

@@ -216,3 +216,21 @@ fn no_waker_is_dropped_under_a_lock() {
     while channel.core().send_plain(b"filler", IfFull::Refuse).is_ok() {}
     assert_eq!(locks_at_drops(&channel, Some(Error::Corrupt)), [true]);
 }
+
+#[test]
+fn memory_that_a_server_in_this_kernel_did_not_give_up_in_time_comes_back_when_it_does() {
+    let held = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hold = held.clone();
+    let both = Loopback::new(move |_, packet| hold.lock().unwrap().push(packet)).unwrap();
+    let channel = both.open().unwrap();
+    let memory = both.memory(b"lent").unwrap();
+    let buffer = memory.clone().into_dma_buffer().unwrap();
+    let packet = channel.packet_allocate().unwrap();
+    packet
+        .send(b"question", Some(memory), SendFlags::WAIT_FOR_COMPLETION)
+        .unwrap();
+    both.host().process();
+    drop(channel.disable(Deadline::millis(20)).unwrap());
+    held.lock().unwrap().clear();
+    assert!(buffer.is_sole_owner());
+}
