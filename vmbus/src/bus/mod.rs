@@ -353,6 +353,11 @@ impl Bus {
         self.0.is_lost()
     }
 
+    /// Counts memory that no user gets back.
+    pub(crate) fn note_lost(&self, blocks: u64) {
+        self.0.counters.lost_blocks.add(blocks);
+    }
+
     /// Looks at messages, as every wait does, and calls nobody.
     pub(crate) fn look_at_messages(&self) {
         self.0.pump();

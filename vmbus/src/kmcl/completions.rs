@@ -138,8 +138,10 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Ends all requests with an error. What those lend that the peer has seen stays lent for good unless it `is_given_up`.
-    pub(crate) fn fail_requests(&self, why: Gone, is_given_up: bool) {
+    /// Ends all requests with an error. What those lend that the peer has seen stays lent for good unless it `is_given_up`; returns how
+    /// many there were of these.
+    pub(crate) fn fail_requests(&self, why: Gone, is_given_up: bool) -> u64 {
+        let mut lost = 0_u64;
         loop {
             let mut outgoing = self.outgoing();
             let Some(id) = outgoing.table.find(|request| !matches!(request.waiter, Waiter::Done)) else {
@@ -149,7 +151,9 @@ impl<C: Context> Core<C> {
                 request.body.outcome = Err(why.into());
                 if !request.body.in_line && !is_given_up {
                     // The peer may still write to it.
-                    core::mem::forget(request.body.lent.take());
+                    let lent = request.body.lent.take();
+                    lost = lost.wrapping_add(u64::from(lent.is_some()));
+                    core::mem::forget(lent);
                 }
                 &mut request.waiter
             });
@@ -179,5 +183,6 @@ impl<C: Context> Core<C> {
                 }
             }
         }
+        lost
     }
 }

@@ -251,7 +251,7 @@ impl<C: Context> Core<C> {
             .is_some_and(|transport| transport.is_withdrawn());
         if is_withdrawn {
             self.end(Gone::Rescinded);
-            self.fail_requests(Gone::Rescinded, true);
+            let _ = self.fail_requests(Gone::Rescinded, true);
         }
     }
 

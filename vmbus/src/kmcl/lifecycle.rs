@@ -345,7 +345,7 @@ impl<C: Context> Core<C> {
         let was_open = ring.is_some();
         drop((ring, incoming));
         let mut is_given_up = true;
-        if let Some(transport) = transport {
+        if let Some(transport) = &transport {
             let deadline = until.map_or(crate::Deadline::Never, crate::Deadline::At);
             if let Err(error) = transport.close(deadline) {
                 log::warn!(target: "vmbus::kmcl", "{}: not closed cleanly: {error}", self.settings.name.as_str());
@@ -353,7 +353,12 @@ impl<C: Context> Core<C> {
             }
         }
         self.collect_placed();
-        self.fail_requests(why, is_given_up);
+        let lost = self.fail_requests(why, is_given_up);
+        if let Some(transport) = transport
+            && lost != 0
+        {
+            transport.note_lost(lost);
+        }
         self.deliver_routines(channel);
         if !reopens {
             self.set_phase(Phase::Ended);

@@ -198,7 +198,10 @@ impl<C: Context> Outgoing<C> {
     /// The peer broke the ring: whoever processes next ends the channel, and that is soon.
     #[cold]
     fn break_ring(&mut self, counters: &LiveCounters) {
-        self.broken = true;
+        // Once: each look meets it again, those of a channel that is only waiting to be closed, too.
+        if core::mem::replace(&mut self.broken, true) {
+            return;
+        }
         self.note_work(counters);
         self.schedule();
     }

@@ -258,6 +258,10 @@ impl Transport for BusTransport {
         self.channel.schedule();
     }
 
+    fn note_lost(&self, blocks: u64) {
+        self.channel.bus().note_lost(blocks);
+    }
+
     fn is_withdrawn(&self) -> bool {
         self.channel.state() == ChannelState::Rescinded
     }

@@ -201,6 +201,10 @@ pub(crate) trait Transport: Send + Sync {
     fn peer_is_an_owner(&self) -> bool {
         false
     }
+    /// Counts the requests whose memory stays lent for good.
+    fn note_lost(&self, blocks: u64) {
+        let _ = blocks;
+    }
 }
 
 /// What the peer is to do with shared memory.
