@@ -166,10 +166,16 @@ impl Middle {
             Ok(Err(complaints)) => {
                 let status = self.child.wait_for(Duration::from_secs(5))?;
                 let status = status.map_or_else(|| "still running".to_owned(), |status| status.to_string());
-                bail!(
+                let mut trouble = format!(
                     "the middle Linux ended early ({status}) {complaints}\n{}",
                     self.last_words()
-                )
+                );
+                // QEMU 10's `mov cr8` under SVM, while an interrupt window is open: UEFI firmware does that now and then.
+                if trouble.contains("tcg_handle_interrupt: assertion failed") {
+                    trouble
+                        .push_str("\nThis is a mistake of QEMU's emulation, which is seldom met here: start it again.");
+                }
+                bail!(trouble)
             }
             Err(RecvTimeoutError::Timeout) => {
                 bail!(
