@@ -17,8 +17,8 @@ impl<C: Context> Channel<C> {
     pub(crate) fn for_packet_of_pool(&self) -> Self {
         if self.core().lends_handles() {
             // SAFETY: the packet's memory is out of its pool, or not completed, as long as the packet holds it, and so long
-            // `Outgoing` keeps an owner: it had one when the memory left the pool. Who gives up the memory in a method of the packet, and gets that owner back, drops it
-            // last; nobody else runs meanwhile, by the platform's promise.
+            // `Outgoing` keeps an owner: it had one when the memory left the pool. Who gives up the memory in a method of the
+            // packet, and gets that owner back, drops it last; nobody else runs meanwhile, by the platform's promise.
             Self::lent(unsafe { Handle::lent(&self.shared()) })
         } else {
             self.uncounted()

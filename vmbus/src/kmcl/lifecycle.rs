@@ -314,10 +314,6 @@ impl<C: Context> Core<C> {
             self.suspend(channel);
         }
         self.incoming().drop_packets();
-        if why == Gone::Corrupt {
-            // Their requests end with the channel, but they need not wait for that.
-            self.wake_tasks();
-        }
         // Ours to end, and to close with the peer, is up to the task that disables the channel; and a broken ring leaves the
         // peer with the memory that it was lent, until the channel is closed.
         if matches!(why, Gone::Rescinded | Gone::Closed) && self.is_idle() {

@@ -293,10 +293,9 @@ impl<C: Context> Core<C> {
         }
         if let Some(fault) = broken {
             match fault {
-                Some(corruption) => self.say_corrupt(corruption),
-                None => self.say_corrupt("a packet in line cannot be sent"),
+                Some(corruption) => self.corrupt(corruption),
+                None => self.corrupt("a packet in line cannot be sent"),
             }
-            self.end(Gone::Corrupt);
         }
         placed || returned
     }
@@ -357,6 +356,7 @@ impl<C: Context> Core<C> {
         add_alone(&self.counters.incoming_outstanding, 1);
     }
 
+    /// The channel ends for a broken ring. Holding no lock.
     fn corrupt(&self, corruption: impl core::fmt::Display) {
         self.say_corrupt(corruption);
         self.end(Gone::Corrupt);
@@ -386,6 +386,10 @@ impl<C: Context> Core<C> {
         // Once: a broken ring is met again by each look at it. Soon: nobody may be at work, and such a peer signals no more.
         if first.is_ok() {
             self.schedule();
+            if why == Gone::Corrupt {
+                // Their requests end with the channel, when somebody closes it, but they need not wait for that.
+                self.wake_tasks();
+            }
         }
     }
 
