@@ -166,6 +166,59 @@ pub(in crate::ring) unsafe fn to_shared(dst: *mut u8, src: *const u8, len: usize
     leave();
 }
 
+// The beginning and the end that both copies out of shared memory have.
+
+/// Copies 8 bytes and 16 where the target's address has that bit: it is aligned to 32 then.
+macro_rules! up_to_32 {
+    () => {
+        concat!(
+            "test {dst:l}, 8\n",
+            "jz 2f\n",
+            "vmovq xmm0, [{src}]\n",
+            "vmovq [{dst}], xmm0\n",
+            "add {src}, 8\n",
+            "add {dst}, 8\n",
+            "sub {len}, 8\n",
+            "2:\n",
+            "test {dst:l}, 16\n",
+            "jz 3f\n",
+            "vmovdqu xmm0, [{src}]\n",
+            "vmovdqa [{dst}], xmm0\n",
+            "add {src}, 16\n",
+            "add {dst}, 16\n",
+            "sub {len}, 16\n",
+            "3:\n",
+        )
+    };
+}
+
+/// Copies 32, 16 and 8 bytes where `{len}` has that bit, to an aligned target.
+macro_rules! below_64 {
+    () => {
+        concat!(
+            "test {len:l}, 32\n",
+            "jz 7f\n",
+            "vmovdqu ymm0, [{src}]\n",
+            "vmovdqa [{dst}], ymm0\n",
+            "add {src}, 32\n",
+            "add {dst}, 32\n",
+            "7:\n",
+            "test {len:l}, 16\n",
+            "jz 8f\n",
+            "vmovdqu xmm0, [{src}]\n",
+            "vmovdqa [{dst}], xmm0\n",
+            "add {src}, 16\n",
+            "add {dst}, 16\n",
+            "8:\n",
+            "test {len:l}, 8\n",
+            "jz 9f\n",
+            "vmovq xmm0, [{src}]\n",
+            "vmovq [{dst}], xmm0\n",
+            "9:\n",
+        )
+    };
+}
+
 /// Copies a whole number of words from shared memory: a word and a pair of words until the target is aligned to 32, then 128
 /// bytes at a time; what is left at the end by smaller pieces. Each byte is read once.
 ///
@@ -182,22 +235,7 @@ pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usi
     // and flags are declared; the stack is not used.
     unsafe {
         asm!(
-            "test {dst:l}, 8",
-            "jz 2f",
-            "vmovq xmm0, [{src}]",
-            "vmovq [{dst}], xmm0",
-            "add {src}, 8",
-            "add {dst}, 8",
-            "sub {len}, 8",
-            "2:",
-            "test {dst:l}, 16",
-            "jz 3f",
-            "vmovdqu xmm0, [{src}]",
-            "vmovdqa [{dst}], xmm0",
-            "add {src}, 16",
-            "add {dst}, 16",
-            "sub {len}, 16",
-            "3:",
+            up_to_32!(),
             "sub {len}, 128",
             "jb 5f",
             "4:",
@@ -226,25 +264,7 @@ pub(in crate::ring) unsafe fn from_shared(dst: *mut u8, src: *const u8, len: usi
             "add {src}, 64",
             "add {dst}, 64",
             "6:",
-            "test {len:l}, 32",
-            "jz 7f",
-            "vmovdqu ymm0, [{src}]",
-            "vmovdqa [{dst}], ymm0",
-            "add {src}, 32",
-            "add {dst}, 32",
-            "7:",
-            "test {len:l}, 16",
-            "jz 8f",
-            "vmovdqu xmm0, [{src}]",
-            "vmovdqa [{dst}], xmm0",
-            "add {src}, 16",
-            "add {dst}, 16",
-            "8:",
-            "test {len:l}, 8",
-            "jz 9f",
-            "vmovq xmm0, [{src}]",
-            "vmovq [{dst}], xmm0",
-            "9:",
+            below_64!(),
             len = inout(reg) len => _,
             src = inout(reg) src => _,
             dst = inout(reg) dst => _,
@@ -335,22 +355,7 @@ pub(in crate::ring) unsafe fn wide_from_shared(dst: *mut u8, src: *const u8, len
     // Registers and flags are declared; the stack is not used.
     unsafe {
         asm!(
-            "test {dst:l}, 8",
-            "jz 2f",
-            "vmovq xmm0, [{src}]",
-            "vmovq [{dst}], xmm0",
-            "add {src}, 8",
-            "add {dst}, 8",
-            "sub {len}, 8",
-            "2:",
-            "test {dst:l}, 16",
-            "jz 3f",
-            "vmovdqu xmm0, [{src}]",
-            "vmovdqa [{dst}], xmm0",
-            "add {src}, 16",
-            "add {dst}, 16",
-            "sub {len}, 16",
-            "3:",
+            up_to_32!(),
             "test {dst:l}, 32",
             "jz 4f",
             "vmovdqu ymm0, [{src}]",
@@ -392,25 +397,7 @@ pub(in crate::ring) unsafe fn wide_from_shared(dst: *mut u8, src: *const u8, len
             "add {src}, 64",
             "add {dst}, 64",
             "8:",
-            "test {len:l}, 32",
-            "jz 9f",
-            "vmovdqu ymm0, [{src}]",
-            "vmovdqa [{dst}], ymm0",
-            "add {src}, 32",
-            "add {dst}, 32",
-            "9:",
-            "test {len:l}, 16",
-            "jz 12f",
-            "vmovdqu xmm0, [{src}]",
-            "vmovdqa [{dst}], xmm0",
-            "add {src}, 16",
-            "add {dst}, 16",
-            "12:",
-            "test {len:l}, 8",
-            "jz 13f",
-            "vmovq xmm0, [{src}]",
-            "vmovq [{dst}], xmm0",
-            "13:",
+            below_64!(),
             len = inout(reg) len => _,
             src = inout(reg) src => _,
             dst = inout(reg) dst => _,
