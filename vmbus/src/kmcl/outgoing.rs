@@ -443,7 +443,11 @@ impl<C: Context> Outgoing<C> {
                     request.body.in_line = false;
                 }
             }
-            Some(Queued::Notice(body)) => self.stock.put_placed(body),
+            Some(Queued::Notice(mut body)) => {
+                // Its routine may send it again, as a request that does not wait here.
+                body.in_line = false;
+                self.stock.put_placed(body);
+            }
             Some(Queued::Completion(body, _)) => self.returned.put(body),
             None => {}
         }
@@ -535,9 +539,11 @@ impl<C: Context> Outgoing<C> {
     /// Takes a request out of table and line; `counters` know it no more.
     #[inline]
     pub(crate) fn take_request(&mut self, id: RequestId, counters: &LiveCounters) -> Option<InFlight<C>> {
-        let request = self.table.take(id)?;
+        let mut request = self.table.take(id)?;
         subtract_alone(&counters.outgoing_outstanding, 1);
+        // Its packet may be sent again, and does not wait then.
         if request.body.in_line {
+            request.body.in_line = false;
             self.line.remove(id);
         }
         Some(request)

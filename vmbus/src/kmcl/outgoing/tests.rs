@@ -333,3 +333,48 @@ fn a_request_that_is_given_up_in_line_leaves_the_others_there() {
     assert_eq!(SEEN.lock().unwrap()[15..], *b"ac");
     assert_eq!(client.counters().outgoing_outstanding, 0);
 }
+
+#[test]
+fn a_packet_that_waited_in_line_is_answered_when_it_is_sent_again_as_a_request() {
+    static ANSWERS: Mutex<Vec<Result<(), Error>>> = Mutex::new(Vec::new());
+    let both = Loopback::echo().unwrap();
+    let client = almost_full(&both);
+    client.send(&[0; 1000]).unwrap();
+    let mut packet = client.packet_allocate().unwrap();
+    packet.set_completion_routine(|_, mut packet, status| {
+        status.unwrap();
+        packet.set_completion_routine(|_, _, status| ANSWERS.lock().unwrap().push(status));
+        packet.send(b"question", None, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+    });
+    packet.send(&[0; 1000], None, SendFlags::empty()).unwrap();
+    both.host().process();
+    let answers = ANSWERS.lock().unwrap().clone();
+    assert_eq!(answers, [Ok(())]);
+    assert_eq!(client.counters().unknown_completions, 0);
+}
+
+#[test]
+fn requests_that_waited_in_line_when_their_client_went_are_answered_when_they_are_sent_to_the_next() {
+    static LATER: Mutex<Vec<(crate::kmcl::OutgoingPacket<()>, Result<(), Error>)>> = Mutex::new(Vec::new());
+    let both = Loopback::with(|server| server.init_set_maximum_packet_count(100)).unwrap();
+    let client = both.client().unwrap().init_set_transaction_quota(1);
+    let client = client.enable(SOON).unwrap();
+    while let Ok(mut packet) = both.server().packet_allocate() {
+        packet.set_completion_routine(|_, packet, status| LATER.lock().unwrap().push((packet, status)));
+        packet.send(&[0; 1000], None, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+    }
+    drop(client.disable(SOON).unwrap());
+    both.host().process();
+    let client = both.open().unwrap();
+    let packets = std::mem::take(&mut *LATER.lock().unwrap());
+    let count = packets.len();
+    for (packet, status) in packets {
+        assert_eq!(status, Err(Error::Gone(Gone::Closed)));
+        packet.send(b"again", None, SendFlags::WAIT_FOR_COMPLETION).unwrap();
+        both.host().process();
+    }
+    let told = std::mem::take(&mut *LATER.lock().unwrap());
+    let answered = told.iter().filter(|(_, status)| status.is_ok()).count();
+    drop((told, client));
+    assert_eq!((count, answered), (100, 100));
+}
