@@ -440,12 +440,15 @@ impl<C: Context> Core<C> {
     /// Moves packets that went out late to where they belong: those with a routine to be delivered, the others to the pool.
     pub(crate) fn collect_placed(&self) {
         loop {
+            // Held from one place to the other: whoever ends the channel meanwhile finds the packet in one of them.
+            let mut incoming = self.incoming();
             let next = self.outgoing().take_placed(&self.counters);
             match next {
-                Some(body) if body.routine.is_some() => {
-                    self.incoming().make_ready(Ready::Completed(body));
+                Some(body) if body.routine.is_some() => incoming.make_ready(Ready::Completed(body)),
+                Some(body) => {
+                    drop(incoming);
+                    drop(self.free_packet(body));
                 }
-                Some(body) => drop(self.free_packet(body)),
                 None => return,
             }
         }

@@ -425,8 +425,9 @@ impl<C: Context> Core<C> {
                     if !incoming.ready.is_empty() {
                         self.gate.leave_note();
                     }
-                    // More has come while the peer was not to signal.
+                    // More has come while the peer was not to signal, or packets went out whose routines are to be called.
                     if self.end_of_reading(incoming, is_blocked).again {
+                        has_lined_up = true;
                         continue;
                     }
                     if has_lined_up {

@@ -138,3 +138,58 @@ fn a_wait_that_puts_packets_in_line_leaves_a_note_and_otherwise_none() {
         assert!(!has_note());
     }
 }
+
+/// Brings a client whose last notice waits in line, for which there is room by now.
+fn with_room_for_the_line(
+    told: &'static AtomicUsize,
+    routine: CompletionRoutine<()>,
+) -> (&'static Loopback, Channel, usize) {
+    told.store(0, SeqCst);
+    let both: &'static Loopback = Box::leak(Box::new(Loopback::new(|_, _| ()).unwrap()));
+    let client = open(both, |client| client.init_set_maximum_packet_count(64));
+    let count = fill(&client, routine);
+    client.process();
+    assert_eq!(told.load(SeqCst), count - 1);
+    both.server().process();
+    (both, client, count)
+}
+
+#[test]
+fn a_routine_is_called_once_whatever_others_do_while_a_wait_takes_it_from_the_line() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    for ends in [true, false] {
+        for later in 0.. {
+            let (both, client, count) = with_room_for_the_line(&TOLD, |_, _, _| {
+                TOLD.fetch_add(1, SeqCst);
+            });
+            let other = client.clone();
+            both.platform().before_lock(later, move || {
+                if ends {
+                    drop(other.disable(SOON).unwrap());
+                } else {
+                    both.host().run_clients();
+                }
+            });
+            client.core().look();
+            let was_last = both.platform().forget_meanwhile();
+            while both.host().run_clients() {}
+            assert_eq!(TOLD.load(SeqCst), count, "{ends} {later}");
+            if was_last {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_wait_sends_from_the_line_has_its_routine_called_soon() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    let (both, client, count) = with_room_for_the_line(&TOLD, |_, _, _| {
+        TOLD.fetch_add(1, SeqCst);
+    });
+    // The room was there when it was asked for, and nobody has signalled.
+    both.host().forget_signals(client.id());
+    client.core().look();
+    assert!(both.host().run_clients());
+    assert_eq!(TOLD.load(SeqCst), count);
+}
