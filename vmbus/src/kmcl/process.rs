@@ -22,6 +22,9 @@ const MASK_AFTER: u32 = 4;
 /// A batch ends after this many packets, and goes on in the next `process`.
 const BATCH_LIMIT: u32 = 1024;
 
+/// Whoever finds notes of others makes up for them so often.
+const TURNS_IN_A_ROW: u32 = 16;
+
 /// What a look at the ring brought.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -65,10 +68,16 @@ impl<C: Context> Core<C> {
         Self::process(channel, Level::Dispatch);
     }
 
+    /// As often as others leave notes, but not for ever: then the next one is called soon.
     #[cold]
     #[inline(never)]
     fn process_again(channel: &Channel<C>, level: Level) {
-        while Self::process_once(channel, level) {}
+        for _ in 0..TURNS_IN_A_ROW {
+            if !Self::process_once(channel, level) {
+                return;
+            }
+        }
+        channel.core().reschedule();
     }
 
     /// Returns true if there is a reason to do it again. By itself, so that nothing is made ready for a second time that seldom

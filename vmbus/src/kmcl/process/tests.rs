@@ -139,6 +139,15 @@ fn a_wait_that_puts_packets_in_line_leaves_a_note_and_otherwise_none() {
     }
 }
 
+/// Does something before each lock from now on, as long as it returns true.
+fn before_each_lock(platform: &'static crate::testing::FakePlatform, mut work: impl FnMut() -> bool + Send + 'static) {
+    platform.before_lock(0, move || {
+        if work() {
+            before_each_lock(platform, work);
+        }
+    });
+}
+
 /// Brings a client whose last notice waits in line, for which there is room by now.
 fn with_room_for_the_line(
     told: &'static AtomicUsize,
@@ -192,4 +201,18 @@ fn what_a_wait_sends_from_the_line_has_its_routine_called_soon() {
     client.core().look();
     assert!(both.host().run_clients());
     assert_eq!(TOLD.load(SeqCst), count);
+}
+
+#[test]
+fn a_callers_turn_ends_although_others_come_without_end() {
+    let both: &'static Loopback = Box::leak(Box::new(Loopback::echo().unwrap()));
+    let client = both.open().unwrap();
+    let (other, count): (_, &AtomicUsize) = (client.clone(), Box::leak(Box::default()));
+    before_each_lock(both.platform(), move || {
+        other.process();
+        count.fetch_add(1, SeqCst) < 10_000
+    });
+    client.process();
+    assert!(count.load(SeqCst) < 1_000);
+    both.platform().forget_meanwhile();
 }
