@@ -1,4 +1,5 @@
-//! `println!` and the log, on the first serial port. A Gen2 machine may have none: then the text goes nowhere.
+//! `println!` and the log, on the first serial port. A Gen2 machine may have none: then the text goes nowhere. Where there is one, its
+//! driver waits until the host takes each byte, for ever if it does not: fit for QEMU, not for a port that nobody reads.
 #![expect(unsafe_code, reason = "port I/O")]
 
 use core::fmt::{self, Write as _};
@@ -27,7 +28,7 @@ pub(crate) fn start() {
 /// Writes to the port.
 pub(crate) fn print(text: fmt::Arguments<'_>) {
     if let Some(port) = &mut *PORT.lock() {
-        // A port that takes no more is no reason to stop.
+        // It fails only where formatting does, and that is no reason to stop.
         let _ = port.write_fmt(text);
     }
 }
