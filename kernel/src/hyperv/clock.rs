@@ -14,7 +14,9 @@ const TIMER: u8 = 0;
 /// Lets the hypervisor's clock and timer take over. What is not offered stays as it is.
 pub(super) fn start(hypervisor: &'static Hypervisor) {
     match hypervisor.enable_reference_tsc(&PLATFORM) {
-        Ok(()) => time::use_reference("hyper-v reference page", &|| read(ClockSource::ReferencePage)),
+        Ok(()) => time::use_reference("hyper-v reference page", &|| {
+            super::hypervisor().and_then(reference_units)
+        }),
         Err(reason) => log::debug!("the clock stays the time stamp counter: {reason}"),
     }
     if let Err(reason) = start_timer(hypervisor) {
@@ -22,10 +24,10 @@ pub(super) fn start(hypervisor: &'static Hypervisor) {
     }
 }
 
-/// Reads the clock while it comes from where it came from at the start: another source may have another zero.
-fn read(source: ClockSource) -> Option<u64> {
-    let hypervisor = super::hypervisor()?;
-    (hypervisor.clock_source() == source).then(|| hypervisor.now().reference_units())
+/// Reads the clock: by the page, or, while that is not valid (after a migration, for example), by the counter, which has the same
+/// zero. The time stamp counter would be another clock, to which the time would jump.
+fn reference_units(hypervisor: &Hypervisor) -> Option<u64> {
+    hypervisor.reference_time().map(Instant::reference_units)
 }
 
 static SYNTHETIC: Once<Timer> = Once::new();
@@ -62,7 +64,10 @@ fn arm(deadline_ns: u64) -> bool {
         return false;
     }
     let left_ns = deadline_ns.saturating_sub(time::now_ns());
-    let units = hypervisor.now().reference_units().saturating_add(left_ns.div_ceil(100));
+    let Some(now) = reference_units(hypervisor) else {
+        return false;
+    };
+    let units = now.saturating_add(left_ns.div_ceil(100));
     timer.set(Instant::from_reference_units(units));
     true
 }
@@ -71,5 +76,31 @@ fn arm(deadline_ns: u64) -> bool {
 pub(super) fn stop() {
     if let Some(timer) = SYNTHETIC.get() {
         timer.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmbus::testing::FakePlatform;
+    use vmbus::testing::model::{Config, Host, Personality};
+
+    #[test]
+    fn b3_the_clock_goes_on_evenly_when_the_page_becomes_invalid() {
+        let platform = FakePlatform::new();
+        let host = Host::new(platform, Config::new(Personality::HyperV));
+        let hypervisor = Hypervisor::detect_on(host).unwrap();
+        hypervisor.enable_reference_tsc(platform).unwrap();
+        assert_eq!(hypervisor.clock_source(), ClockSource::ReferencePage);
+        let before = reference_units(&hypervisor).unwrap();
+        host.set_tsc_sequence(0);
+        assert_eq!(hypervisor.clock_source(), ClockSource::ReferenceCounter);
+        let after = reference_units(&hypervisor).expect("there is a clock still");
+        assert!((before..before + 10_000_000).contains(&after), "{before} and {after}");
+        hypervisor.disable_reference_tsc();
+        assert!(
+            reference_units(&hypervisor).is_some_and(|later| later >= after),
+            "also at the end"
+        );
     }
 }

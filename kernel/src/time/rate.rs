@@ -1,7 +1,5 @@
 //! The rate of the time stamp counter: told by the hypervisor or the processor, or measured.
 
-use vmbus::hyperv::ClockSource;
-
 use super::RateSource;
 use crate::arch::{apic, cpu};
 use crate::hyperv::{self, NotHyperV};
@@ -94,11 +92,7 @@ fn measured_rate(begin: Sample, end: Sample) -> Option<u64> {
 
 /// Looks at both counters, if there is a reference counter (TLFS section 12.4).
 fn sample() -> Option<Sample> {
-    let hypervisor = hyperv::hypervisor()?;
-    if hypervisor.clock_source() == ClockSource::TimestampCounter {
-        return None;
-    }
-    let reference = hypervisor.now().reference_units();
+    let reference = hyperv::hypervisor()?.reference_time()?.reference_units();
     Some(Sample {
         tsc: cpu::tsc(),
         reference,

@@ -124,16 +124,24 @@ impl Clock {
     }
 
     pub(super) fn now(&self, machine: &'static dyn Machine) -> (Instant, ClockSource) {
-        if let Some(units) = self.page_time(machine) {
-            return (Instant::from_reference_units(units), ClockSource::ReferencePage);
-        }
-        if self.has_counter {
-            let units = Registers::of(machine).read(Register::TIME_REF_COUNT);
-            return (Instant::from_reference_units(units), ClockSource::ReferenceCounter);
+        if let Some(reference) = self.reference_time(machine) {
+            return reference;
         }
         let (tsc_hz, _) = self.tsc_frequency(machine);
         let units = scale_by_frequency(machine.timestamp(), tsc_hz);
         (Instant::from_reference_units(units), ClockSource::TimestampCounter)
+    }
+
+    /// The partition's reference time, by the page or else by the counter: both count from the same zero.
+    pub(super) fn reference_time(&self, machine: &'static dyn Machine) -> Option<(Instant, ClockSource)> {
+        if let Some(units) = self.page_time(machine) {
+            return Some((Instant::from_reference_units(units), ClockSource::ReferencePage));
+        }
+        if self.has_counter {
+            let units = Registers::of(machine).read(Register::TIME_REF_COUNT);
+            return Some((Instant::from_reference_units(units), ClockSource::ReferenceCounter));
+        }
+        None
     }
 
     fn page_time(&self, machine: &'static dyn Machine) -> Option<u64> {

@@ -82,6 +82,14 @@ impl Hypervisor {
         self.clock.now(self.machine()).0
     }
 
+    /// Returns the hypervisor's reference time: as [`Hypervisor::now`], but `None` where neither the page nor the register tells it.
+    /// The two count from the same zero, so that a clock goes on evenly when a migration makes the page invalid; the TSC, which
+    /// `now` would take instead, has another. Context: any.
+    #[must_use]
+    pub fn reference_time(&self) -> Option<Instant> {
+        self.clock.reference_time(self.machine()).map(|(instant, _)| instant)
+    }
+
     /// Returns where the time comes from at this moment. Context: any.
     #[must_use]
     pub fn clock_source(&self) -> ClockSource {

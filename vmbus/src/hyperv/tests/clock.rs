@@ -69,6 +69,10 @@ fn b3_sequence_zero_means_the_counter() {
     // A migration makes the page invalid while we run.
     fill(machine, 0, 1 << 63, 0);
     assert_eq!(hypervisor.now(), Instant::from_reference_units(123_456));
+    assert_eq!(
+        hypervisor.reference_time(),
+        Some(Instant::from_reference_units(123_456))
+    );
     assert_eq!(hypervisor.clock_source(), ClockSource::ReferenceCounter);
 }
 
@@ -115,6 +119,7 @@ fn b3_the_last_resort_is_the_timestamp_counter_and_its_frequency() {
     timestamps(machine, 25_000_000_000);
     assert_eq!(hypervisor.now(), Instant::from_reference_units(100_000_000));
     assert_eq!(hypervisor.clock_source(), ClockSource::TimestampCounter);
+    assert_eq!(hypervisor.reference_time(), None, "its zero is another");
     assert_eq!(hypervisor.tsc_frequency_hz(), Some(2_500_000_000));
     assert_eq!(*machine.reads.lock().unwrap(), [0x4000_0022], "asked once");
     // No multiplication of 64 bits would do.
