@@ -84,7 +84,7 @@ impl Clock {
             page: spin::Once::new(),
             tsc_hz: AtomicU64::new(0),
             has_counter: capabilities.privileges.contains(Privileges::REFERENCE_COUNTER),
-            has_frequencies: capabilities.privileges.contains(Privileges::FREQUENCIES),
+            has_frequencies: capabilities.has_frequency_registers(),
             is_page_enabled: AtomicBool::new(false),
         }
     }

@@ -100,7 +100,7 @@ bitflags! {
         const REFERENCE_TSC = 1 << 9;
         /// `AccessGuestIdleReg`
         const GUEST_IDLE = 1 << 10;
-        /// `AccessFrequencyRegs`: frequencies of the TSC and the APIC timer.
+        /// `AccessFrequencyRegs`: frequencies of the TSC and the APIC timer, where [`Features::FREQUENCY_REGISTERS`] exist.
         const FREQUENCIES = 1 << 11;
         /// `PostMessages`
         const POST_MESSAGES = 1 << 36;
@@ -295,6 +295,12 @@ impl Capabilities {
             nested_features: leaf(LEAF_NESTED).eax,
             isolation: isolation_of(leaf(LEAF_ISOLATION)),
         })
+    }
+
+    /// Returns true if the registers with the TSC's and the APIC timer's frequency can be read: they exist, and the partition may.
+    /// Reading one that does not exist is an exception, early in the start. Linux asks for both bits, too.
+    pub(super) const fn has_frequency_registers(&self) -> bool {
+        self.features.contains(Features::FREQUENCY_REGISTERS) && self.privileges.contains(Privileges::FREQUENCIES)
     }
 
     /// Returns true if the hypervisor lets the guest use AutoEOI.

@@ -125,7 +125,7 @@ impl Hypervisor {
     /// Context: any.
     #[must_use]
     pub fn apic_frequency_hz(&self) -> Option<u64> {
-        if !self.has(Privileges::FREQUENCIES) {
+        if !self.capabilities.has_frequency_registers() {
             return None;
         }
         Some(self.registers().read(Register::APIC_FREQUENCY)).filter(|hz| *hz != 0)

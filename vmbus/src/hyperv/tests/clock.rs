@@ -187,6 +187,21 @@ fn the_apic_frequency_is_told() {
 }
 
 #[test]
+fn b3_frequencies_that_may_be_read_but_do_not_exist_are_not_read() {
+    let mut leaves = HYPER_V.to_vec();
+    leaves[5].1[3] &= !(1 << 8);
+    let machine = FakeMachine::leak(&leaves, &registers_after_reset());
+    let hypervisor = machine.hypervisor();
+    assert_eq!(hypervisor.apic_frequency_hz(), None);
+    assert_ne!(
+        hypervisor.tsc_frequency_hz(),
+        Some(2_500_000_000),
+        "the processor is asked"
+    );
+    assert_eq!(*machine.reads.lock().unwrap(), []);
+}
+
+#[test]
 fn the_page_is_not_turned_on_where_it_is_not_offered() {
     let machine = FakeMachine::leak(OPENVMM, &registers_after_reset());
     let hypervisor = machine.hypervisor();
