@@ -126,6 +126,12 @@ impl Framebuffer {
         blue_mask: 0,
     };
 
+    /// Bytes from the first pixel to the end of the last visible line. The memory may be far larger.
+    #[must_use]
+    pub const fn visible_length(&self) -> u64 {
+        self.pitch as u64 * self.height as u64
+    }
+
     /// Whether there is a framebuffer whose lines lie inside its memory.
     #[must_use]
     pub const fn is_usable(&self) -> bool {
@@ -133,7 +139,7 @@ impl Framebuffer {
             && self.width != 0
             && self.height != 0
             && self.pitch as u64 >= self.width as u64 * 4
-            && self.pitch as u64 * self.height as u64 <= self.length
+            && self.visible_length() <= self.length
             && self.red_mask & self.green_mask == 0
             && self.green_mask & self.blue_mask == 0
             && self.red_mask & self.blue_mask == 0
@@ -319,6 +325,7 @@ mod tests {
             blue_mask: 0xff,
         };
         assert!(good.is_usable());
+        assert_eq!(good.visible_length(), 4096 * 768);
         assert!(!Framebuffer { height: 769, ..good }.is_usable());
         assert!(!Framebuffer { pitch: 4092, ..good }.is_usable());
         assert!(

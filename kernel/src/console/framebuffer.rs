@@ -15,6 +15,8 @@ use volatile::access::WriteOnly;
 
 use super::grid::{Cell, Grid};
 use super::{Console, Style};
+use crate::hyperv::{Hypervisor, NotHyperV};
+use crate::memory::paging::Access;
 
 /// Width of a cell in pixels.
 pub const CELL_WIDTH: usize = get_raster_width(FontWeight::Regular, RasterHeight::Size16);
@@ -79,6 +81,19 @@ impl PixelFormat {
     }
 }
 
+/// How video memory is to be mapped.
+///
+/// Under Hyper-V it is ordinary memory that the host looks at with its caches on: cacheable. Since 2018 Hyper-V honours the guest's
+/// cache type, and what is mapped uncached is very slow there (Linux, commit 5f1251a48c17, "video: hyperv_fb: Fix
+/// the cache type when mapping the VRAM"). Elsewhere it may be a device's, which does not see the caches.
+#[must_use]
+pub const fn access(found: &Result<Hypervisor, NotHyperV>) -> Access {
+    match found {
+        Ok(_) => Access::ReadWrite,
+        Err(_) => Access::Device,
+    }
+}
+
 /// A place for pixels.
 pub trait Canvas {
     /// Returns the width in pixels.
@@ -107,7 +122,7 @@ impl VideoMemory {
     ///
     /// # Safety
     ///
-    /// `info.length` bytes from `base` on are mapped for writing for as long as the result lives, and nobody else uses them.
+    /// The visible lines of `info` are mapped for writing from `base` on for as long as the result lives, and nobody else uses them.
     #[must_use]
     pub unsafe fn new(info: &Framebuffer, base: NonNull<u32>) -> Option<Self> {
         if !info.is_usable() || !info.pitch.is_multiple_of(4) || !base.is_aligned() {
@@ -371,6 +386,16 @@ mod tests {
         let mut odd = screen(2 * MARGIN + 3 * CELL_WIDTH + 5, 2 * MARGIN + 2 * CELL_HEIGHT + 7);
         odd.write(b"abcdefghijkl", Style::Plain);
         assert_eq!(odd.grid().row_text(1).collect::<String>(), "jkl");
+    }
+
+    #[test]
+    fn video_memory_is_cached_under_hyper_v_alone() {
+        use vmbus::testing::FakePlatform;
+        use vmbus::testing::model::{Config, Host, Personality};
+
+        let host = Host::new(FakePlatform::new(), Config::new(Personality::HyperV));
+        assert_eq!(access(&Hypervisor::detect_on(host)), Access::ReadWrite);
+        assert_eq!(access(&Err(NotHyperV::NoHypervisor)), Access::Device);
     }
 
     #[test]

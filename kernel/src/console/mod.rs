@@ -10,8 +10,8 @@ pub mod logger;
 pub mod serial;
 
 use self::framebuffer::{PixelFormat, Screen, VideoMemory};
-use crate::memory;
 use crate::sync::IrqMutex;
+use crate::{hyperv, memory};
 use alloc::boxed::Box;
 use boot::info::Framebuffer;
 use core::fmt::{self, Write};
@@ -140,11 +140,13 @@ pub fn start_framebuffer(info: &Framebuffer) -> bool {
     if !info.is_usable() {
         return false;
     }
-    let mapped = memory::map_device(info.address, info.length)
+    let access = framebuffer::access(hyperv::found());
+    // Only what is seen: some firmware gives far more memory than the mode takes.
+    let mapped = memory::map_for(info.address, info.visible_length(), access)
         .ok()
         .and_then(|at| NonNull::new(at.cast::<u32>()));
     #[expect(unsafe_code, reason = "takes over video memory")]
-    // SAFETY: the loader says that this is the framebuffer; it is mapped for writing for good, and nobody else uses it.
+    // SAFETY: the loader says that this is the framebuffer; its lines are mapped for writing for good, and nobody else uses it.
     let memory = mapped.and_then(|base| unsafe { VideoMemory::new(info, base) });
     let format = PixelFormat {
         red_mask: info.red_mask,

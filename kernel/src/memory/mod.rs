@@ -269,10 +269,19 @@ pub(crate) fn is_mapped_in_emergency(address: u64) -> bool {
 ///
 /// [`MemoryError`] if there is no room.
 pub fn map_device(physical: u64, length: u64) -> Result<*mut u8, MemoryError> {
+    map_for(physical, length, Access::Device)
+}
+
+/// Maps memory that is not the kernel's, for one kind of access and for good, and returns where.
+///
+/// # Errors
+///
+/// [`MemoryError`] if there is no room.
+pub fn map_for(physical: u64, length: u64, access: Access) -> Result<*mut u8, MemoryError> {
     let start = layout::page_down(physical);
     let length = layout::page_up(physical.saturating_add(length)) - start;
     let at = RANGES.lock().allocate(length).ok_or(MemoryError::OutOfAddresses)?;
-    with_page_tables(|mapper| mapper.map(at, start, length, Access::Device))?;
+    with_page_tables(|mapper| mapper.map(at, start, length, access))?;
     Ok(core::ptr::with_exposed_provenance_mut(layout::to_usize(
         at + (physical - start),
     )))
