@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `log` | `off`, `error`, `warn`, `info`, `debug`, `trace` | what is logged; default `info` |
 //! | `vmbus.max_version` | `6.0` ... `2.4` | newest protocol version to try |
-//! | `exit` | `qemu`, `poweroff`, `halt`, `reset`, `reset-hypervisor`, `reset-fault` | how the machine ends; `qemu` writes to the port 0xf4 of `isa-debug-exit`; `reset` tries ACPI first, the others begin further down |
+//! | `exit` | `qemu`, `poweroff`, `halt`, `reset`, `reset-hypervisor`, `reset-fault` | how the machine ends; default: power off, but after a failure it stays on with its text; `qemu` writes to the port 0xf4 of `isa-debug-exit`; `reset` tries ACPI first, the others begin further down |
 //! | `once` | | end after the status table |
 //! | `show` | `/PATH` or `DISK.PARTITION:/PATH` | print this file of a disk, or list this folder, before the status table |
 //! | `report` | | print the machine-readable report after the status table |
@@ -99,7 +99,7 @@ pub struct Options<'a> {
     pub log: LogLevel,
     /// Newest VMBus version to try; none: as new as we know.
     pub max_version: Option<ProtocolVersion>,
-    /// How the machine ends; none: power off where that is known, else halt.
+    /// How the machine ends; none: power off where that is known, else halt; after a failure halt, so that its text stays on the screen.
     pub exit: Option<Exit>,
     /// End after the status table.
     pub once: bool,

@@ -52,19 +52,70 @@ pub(crate) fn say_verdict(outcome: Outcome, reason: &str) {
     }
 }
 
-/// Ends the machine in the way that the command line asks for, by default by power off where that is known.
+/// Ends the machine in the way that the command line asks for; where it asks for nothing, as [`Last::of`] has it.
 pub(crate) fn machine(outcome: Outcome) -> ! {
-    let exit = crate::start::options().exit;
-    if exit == Some(Exit::Qemu) {
+    let last = Last::of(crate::start::options().exit, outcome);
+    if last == Last::Qemu {
         port::qemu_debug_exit(outcome as u32);
     }
-    match exit {
-        Some(Exit::Reset(way)) => crate::power::reset(way),
-        Some(Exit::Halt) => {}
-        _ => {
+    match last {
+        Last::Reset(way) => crate::power::reset(way),
+        Last::Halt => {}
+        Last::Stay => print_by_force(
+            Style::Plain,
+            format_args!("The machine stays on, so that this can be read; exit=poweroff or exit=reset would end it.\n"),
+        ),
+        Last::Qemu | Last::Off => {
             crate::power::off();
             print_by_force(Style::Plain, format_args!("The machine can be switched off now.\n"));
         }
     }
     cpu::halt_forever()
+}
+
+/// The last that happens to the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// QEMU's `isa-debug-exit`; if that is not there, power off.
+    Qemu,
+    /// Power off, or as near to it as this machine comes.
+    Off,
+    /// A reset.
+    Reset(ResetWay),
+    /// It halts, without a word.
+    Halt,
+    /// It halts, and what it has said stays on the screen.
+    Stay,
+}
+
+impl Last {
+    /// Decides by the command line, and without a wish there by the outcome: after a failure the framebuffer, which is all that a user
+    /// of a Gen2 machine has, would go dark with the machine, and the reason with it.
+    const fn of(exit: Option<Exit>, outcome: Outcome) -> Self {
+        match (exit, outcome) {
+            (Some(Exit::Qemu), _) => Self::Qemu,
+            (Some(Exit::Reset(way)), _) => Self::Reset(way),
+            (Some(Exit::Halt), _) => Self::Halt,
+            (Some(Exit::PowerOff), _) | (None, Outcome::Pass) => Self::Off,
+            (None, Outcome::Fail | Outcome::Panic | Outcome::NoHyperV) => Self::Stay,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b4_without_a_wish_the_text_of_a_failure_stays_on_the_screen() {
+        for outcome in [Outcome::Fail, Outcome::Panic, Outcome::NoHyperV] {
+            assert_eq!(Last::of(None, outcome), Last::Stay, "{outcome:?}");
+            assert_eq!(Last::of(Some(Exit::PowerOff), outcome), Last::Off, "{outcome:?}");
+        }
+        assert_eq!(Last::of(None, Outcome::Pass), Last::Off);
+        let fault = ResetWay::Fault;
+        assert_eq!(Last::of(Some(Exit::Reset(fault)), Outcome::Panic), Last::Reset(fault));
+        assert_eq!(Last::of(Some(Exit::Qemu), Outcome::Panic), Last::Qemu);
+        assert_eq!(Last::of(Some(Exit::Halt), Outcome::Pass), Last::Halt);
+    }
 }
