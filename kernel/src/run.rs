@@ -126,9 +126,15 @@ fn report() {
     }
 }
 
-/// Talks with the person at the serial console until they end it.
+/// Talks with the person at the serial console until they end it. Without one there is nobody to talk with, and the drivers go on.
 fn converse() -> ! {
     const HELP: &str = "Keys: s status, q power off, r reset, p panic (to see one), h help.";
+    if !console::has_serial() {
+        crate::println!("No keys: they come by the serial port, and this machine has none (Hyper-V: Set-VMComPort).");
+        loop {
+            task::wait_until(Deadline::Never, || false);
+        }
+    }
     crate::println!("{HELP}");
     loop {
         let mut key = None;

@@ -129,6 +129,12 @@ pub fn start_serial() -> bool {
     found
 }
 
+/// Whether there is a serial port.
+#[must_use]
+pub fn has_serial() -> bool {
+    CONSOLES.lock().serial.is_some()
+}
+
 /// Returns a byte that has come in at the serial port, if there is one. It does not wait.
 pub fn read_byte() -> Option<u8> {
     CONSOLES.lock().serial.as_mut().and_then(serial::Serial::read_byte)
