@@ -1,4 +1,8 @@
 //! [`Gpadl`]: memory shared with the other end of a channel.
+#![expect(
+    unsafe_code,
+    reason = "a trait whose implementations vouch for the pages that they name"
+)]
 
 use alloc::boxed::Box;
 
@@ -33,7 +37,28 @@ impl From<Error> for NotCreated {
 /// Memory that a GPADL shares with the host.
 ///
 /// The value keeps the memory: it is dropped, or given back, only when the host has given the memory up.
-pub trait GpadlMemory: Send + Sync + 'static {
+///
+/// # Safety
+///
+/// The host reads and writes the pages that [`pfn`](Self::pfn) names. As long as the value lives, they are memory that the host
+/// may write to at any moment, and that this program reaches only as such: never by references. So the trait cannot be implemented
+/// without a word for that:
+///
+/// ```compile_fail,E0200
+/// use vmbus::{bus::GpadlMemory, memory::Pfn, platform::NotMapped};
+///
+/// /// The page of somebody else's.
+/// struct Stack(u64);
+/// impl GpadlMemory for Stack {
+///     fn len_bytes(&self) -> usize {
+///         4096
+///     }
+///     fn pfn(&self, _: usize) -> Result<Pfn, NotMapped> {
+///         Ok(Pfn::new(self.0))
+///     }
+/// }
+/// ```
+pub unsafe trait GpadlMemory: Send + Sync + 'static {
     /// Returns where the memory begins in its first page, in bytes.
     fn offset_bytes(&self) -> usize {
         0

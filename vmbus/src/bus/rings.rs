@@ -1,5 +1,5 @@
 //! The memory of a channel's two rings: [`RingPages`].
-#![expect(unsafe_code, reason = "makes rings of pages that both ends reach")]
+#![expect(unsafe_code, reason = "makes rings of pages that both ends reach, and lends them")]
 
 use super::error::Error;
 use super::gpadl::GpadlMemory;
@@ -95,7 +95,8 @@ impl RingPages {
     }
 }
 
-impl GpadlMemory for RingPages {
+// SAFETY: the pages are the value's own, and it keeps them; they are reached only as rings.
+unsafe impl GpadlMemory for RingPages {
     fn len_bytes(&self) -> usize {
         self.pages.len_bytes()
     }
@@ -105,7 +106,8 @@ impl GpadlMemory for RingPages {
     }
 }
 
-impl GpadlMemory for SharedPages {
+// SAFETY: the pages are the value's own, made for the host to write to, and it lets nobody reach them by references.
+unsafe impl GpadlMemory for SharedPages {
     fn len_bytes(&self) -> usize {
         Self::len_bytes(self)
     }
@@ -115,7 +117,8 @@ impl GpadlMemory for SharedPages {
     }
 }
 
-impl GpadlMemory for Shared<SharedPages> {
+// SAFETY: as above; this is one of their owners.
+unsafe impl GpadlMemory for Shared<SharedPages> {
     fn len_bytes(&self) -> usize {
         (**self).len_bytes()
     }

@@ -226,7 +226,9 @@ impl SharedMdl {
     }
 }
 
-impl GpadlMemory for SharedMdl {
+#[expect(unsafe_code, reason = "vouches for the pages of an Mdl")]
+// SAFETY: the pages are those of the `Mdl`, which is kept with them: memory that the host may write to as long as there is a clone of it.
+unsafe impl GpadlMemory for SharedMdl {
     fn offset_bytes(&self) -> usize {
         self.first_offset
     }

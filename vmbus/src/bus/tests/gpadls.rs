@@ -21,7 +21,9 @@ struct Part {
     len: usize,
 }
 
-impl GpadlMemory for Part {
+#[expect(unsafe_code, reason = "lends pages of its own")]
+// SAFETY: pages for the host, which the value keeps.
+unsafe impl GpadlMemory for Part {
     fn offset_bytes(&self) -> usize {
         self.offset
     }
