@@ -219,7 +219,24 @@ impl ChannelCore {
     }
 
     /// Locks the half that sends. Not across a wait; the other end is signalled with [`ChannelCore::signal`].
-    pub fn outgoing(&self) -> LockGuard<'_, Outgoing> {
+    ///
+    /// # Safety
+    ///
+    /// Packets with page lists have the other end, the host, read and write the pages that they name. Those of the packets that are
+    /// staged here are memory that it may write to until it completes the packet, or has closed the channel, and that this program
+    /// reaches only as such. [`crate::kmcl`] sees to that for its users.
+    ///
+    /// ```compile_fail,E0133
+    /// # use vmbus::{bus::ChannelCore, ring::*};
+    /// # fn lend(channel: &ChannelCore, any_page: u64) {
+    /// let range = GpaRangeToSend { byte_count: 4096, byte_offset: 0, pfns: &[any_page] };
+    /// let external = ExternalToSend::GpaDirect(&[range]);
+    /// let packet = PacketToSend { header: Header::gpa_direct(1), external, pieces: &[] };
+    /// let _ = channel.outgoing().write(&packet);
+    /// # }
+    /// ```
+    #[expect(unsafe_code, reason = "whoever calls it vouches for what is lent by packets")]
+    pub unsafe fn outgoing(&self) -> LockGuard<'_, Outgoing> {
         self.outgoing.lock(self.bus.platform)
     }
 

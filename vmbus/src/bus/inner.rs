@@ -314,17 +314,25 @@ impl BusInner {
     }
 
     fn post_once(&self, message: &[u8]) -> Result<(), Error> {
-        self.hypervisor
-            .post_message(&self.input, self.connection(), CHANNEL_MESSAGE, message)?;
+        self.post_from(&self.input, self.connection(), message)?;
         self.counters.posts.add_one();
         Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "some messages lend memory")]
+    fn post_from(&self, input: &MessageInput, connection: ConnectionId, message: &[u8]) -> Result<(), HypercallError> {
+        // SAFETY: two kinds of messages lend. A contact names pages of this bus, which keeps them until the host has given them up; a
+        // GPADL's description those of a `GpadlMemory`, whose implementation vouches for them, and which is kept as long.
+        unsafe {
+            self.hypervisor
+                .post_message(input, connection, CHANNEL_MESSAGE, message)
+        }
     }
 
     /// Posts a contact: one attempt, to a connection of its own.
     pub(super) fn post_contact(&self, connection: ConnectionId, message: &[u8]) -> Result<(), HypercallError> {
         let _gate = self.gate.lock(self.platform);
-        self.hypervisor
-            .post_message(&self.input, connection, CHANNEL_MESSAGE, message)?;
+        self.post_from(&self.input, connection, message)?;
         self.counters.posts.add_one();
         Ok(())
     }
@@ -337,8 +345,7 @@ impl BusInner {
 
     /// As [`BusInner::post_last`], for the crash path: no lock, an input area of its own.
     pub(super) fn post_in_emergency(&self, message: &[u8]) -> Result<(), HypercallError> {
-        self.hypervisor
-            .post_message(&self.emergency_input, self.connection(), CHANNEL_MESSAGE, message)
+        self.post_from(&self.emergency_input, self.connection(), message)
     }
 
     /// Posts a message, again and again with growing delays while the host is busy, and gives up at `until`, after the

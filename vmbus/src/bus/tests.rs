@@ -109,6 +109,13 @@ impl Ground {
     }
 }
 
+/// The half of a channel that sends, for packets that lend nothing.
+#[expect(unsafe_code, reason = "a channel without the interface that keeps what is lent")]
+fn outgoing(channel: &ChannelCore) -> crate::sync::LockGuard<'_, Outgoing> {
+    // SAFETY: no test sends a page list here.
+    unsafe { channel.outgoing() }
+}
+
 /// What a sink was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {

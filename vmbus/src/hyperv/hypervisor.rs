@@ -178,7 +178,21 @@ impl Hypervisor {
     /// # Errors
     ///
     /// [`HypercallError`]: [`HypercallError::is_transient`] says whether to try again.
-    pub fn post_message(
+    ///
+    /// # Safety
+    ///
+    /// A message may have the host read and write the guest's memory: those of the VMBus lend it pages by their numbers. What this one
+    /// lends is memory that the host may write to until it has given it up, and that this program reaches only as such. So there is no
+    /// posting without a word for that:
+    ///
+    /// ```compile_fail,E0133
+    /// # use vmbus::{hyperv::*, protocol::ConnectionId};
+    /// # fn lend(hypervisor: &Hypervisor, input: &MessageInput, any_page: &[u8]) {
+    /// let _ = hypervisor.post_message(input, ConnectionId(4), 1, any_page);
+    /// # }
+    /// ```
+    #[expect(unsafe_code, reason = "whoever calls it vouches for what the message lends")]
+    pub unsafe fn post_message(
         &self,
         input: &MessageInput,
         connection: ConnectionId,

@@ -131,8 +131,8 @@ fn packets_go_both_ways_and_signals_reach_the_sink() {
         let (opened, recorder) = open(&bus, channel);
         ground.settle(&bus);
         let before = recorder.count(&Told::Signalled);
-        opened.outgoing().send(header(42), b"twelve bytes").unwrap();
-        if opened.outgoing().commit().is_needed() {
+        outgoing(&opened).send(header(42), b"twelve bytes").unwrap();
+        if outgoing(&opened).commit().is_needed() {
             opened.signal().unwrap();
         }
         ground.settle(&bus);

@@ -158,7 +158,7 @@ fn c9_an_emergency_ends_the_connection_with_every_lock_held() {
     let (opened, _) = open(&bus, channel);
     let allocations = ground.platform.allocations();
     ground.host.expect_crash();
-    let outgoing = opened.outgoing();
+    let outgoing = outgoing(&opened);
     let incoming = opened.incoming();
     let answered = bus.0.with_all_locks_for_test(|| bus.emergency_unload());
     assert!(answered);

@@ -7,6 +7,7 @@ use std::thread;
 use std::vec::Vec;
 
 use super::fake::{Event, FakeMachine, HYPER_V, OPENVMM, QEMU, qemu, registers_after_reset};
+use super::post;
 use crate::hyperv::{EnableError, GuestId, HypercallError, HypercallStatus, MessageInput};
 use crate::memory::Pfn;
 use crate::platform::{OutOfPages, PageUse};
@@ -147,13 +148,9 @@ fn a_message_is_posted_from_memory_with_the_rest_zeroed() {
     let gpa = 0x1_0010_0000;
     machine.take_events();
     // A long one first: nothing of it may be left behind (M13).
-    hypervisor
-        .post_message(&input, ConnectionId(4), 9, &[0xee; 240])
-        .unwrap();
+    post(hypervisor, &input, 4, 9, &[0xee; 240]).unwrap();
     machine.take_events();
-    hypervisor
-        .post_message(&input, ConnectionId(0x0403_0201), 0x8765_4321, b"hello")
-        .unwrap();
+    post(hypervisor, &input, 0x0403_0201, 0x8765_4321, b"hello").unwrap();
     let mut wire = Vec::from(*b"\x01\x02\x03\x04\0\0\0\0\x21\x43\x65\x87\x05\0\0\0hello");
     wire.resize(256, 0);
     assert_eq!(
@@ -178,12 +175,12 @@ fn a_message_too_long_is_refused_before_the_host_sees_it() {
     let input = MessageInput::allocate(machine.platform).unwrap();
     machine.take_events();
     assert_eq!(
-        hypervisor.post_message(&input, ConnectionId(1), 1, &[0; 241]),
+        post(hypervisor, &input, 1, 1, &[0; 241]),
         Err(HypercallError::TooLong { len: 241 })
     );
     assert_eq!(machine.take_events(), []);
     // The input area is free again.
-    hypervisor.post_message(&input, ConnectionId(1), 1, &[]).unwrap();
+    post(hypervisor, &input, 1, 1, &[]).unwrap();
 }
 
 #[test]
@@ -222,7 +219,7 @@ fn m6_each_status_has_its_class() {
             .unwrap()
             .push(0xabcd_0000_0000 | u64::from(status));
         machine.events.lock().unwrap().clear();
-        let result = hypervisor.post_message(&input, ConnectionId(1), 1, &[1]);
+        let result = post(hypervisor, &input, 1, 1, &[1]);
         let expected = match status {
             0 => Ok(()),
             0x12 => Err(HypercallError::InvalidConnection),
@@ -251,7 +248,7 @@ fn openvmm_takes_messages_without_the_privilege_bit() {
         .enable_hypercalls(machine.platform, GuestId::default())
         .unwrap();
     let input = MessageInput::allocate(machine.platform).unwrap();
-    hypervisor.post_message(&input, ConnectionId(4), 1, &[]).unwrap();
+    post(hypervisor, &input, 4, 1, &[]).unwrap();
     assert_eq!(hypervisor.vp_index(), VpIndex(3));
 }
 
@@ -306,12 +303,12 @@ fn one_input_area_holds_one_message_at_a_time() {
         .unwrap();
     let input: &'static _ = Box::leak(Box::new(MessageInput::allocate(machine.platform).unwrap()));
     *machine.on_call.lock().unwrap() = Some(Box::new(|| {
-        let error = hypervisor.post_message(input, ConnectionId(1), 2, &[2]).unwrap_err();
+        let error = post(hypervisor, input, 1, 2, &[2]).unwrap_err();
         assert_eq!(error, HypercallError::InputInUse);
         assert!(error.is_transient());
     }));
-    hypervisor.post_message(input, ConnectionId(1), 1, &[1]).unwrap();
-    hypervisor.post_message(input, ConnectionId(1), 3, &[3]).unwrap();
+    post(hypervisor, input, 1, 1, &[1]).unwrap();
+    post(hypervisor, input, 1, 3, &[3]).unwrap();
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::cell::Cell;
 use std::vec::Vec;
 
 use super::fake::{Event, qemu};
+use super::post;
 use crate::hyperv::slot::{self, Release, Words};
 use crate::hyperv::{GuestId, Message, MessageInput, MessageType, Signature, TimerExpiry};
-use crate::protocol::ConnectionId;
 
 /// A slot of which each word may be read once, and the second one once more for its flags.
 struct Slot {
@@ -135,7 +135,7 @@ proptest! {
         let input = MessageInput::allocate(machine.platform).unwrap();
         for payload in payloads {
             machine.take_events();
-            hypervisor.post_message(&input, ConnectionId(connection), message_type, &payload).unwrap();
+            post(hypervisor, &input, connection, message_type, &payload).unwrap();
             let events = machine.take_events();
             let Some(Event::Message(wire)) = events.last() else { panic!("{events:?}") };
             let word = |at: usize| u32::from_le_bytes(wire[at..at + 4].try_into().unwrap());
