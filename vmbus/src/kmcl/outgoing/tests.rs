@@ -355,7 +355,8 @@ fn a_packet_that_waited_in_line_is_answered_when_it_is_sent_again_as_a_request()
 
 #[test]
 fn requests_that_waited_in_line_when_their_client_went_are_answered_when_they_are_sent_to_the_next() {
-    static LATER: Mutex<Vec<(crate::kmcl::OutgoingPacket<()>, Result<(), Error>)>> = Mutex::new(Vec::new());
+    type Told = (crate::kmcl::OutgoingPacket<()>, Result<(), Error>);
+    static LATER: Mutex<Vec<Told>> = Mutex::new(Vec::new());
     let both = Loopback::with(|server| server.init_set_maximum_packet_count(100)).unwrap();
     let client = both.client().unwrap().init_set_transaction_quota(1);
     let client = client.enable(SOON).unwrap();
