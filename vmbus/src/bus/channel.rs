@@ -10,8 +10,10 @@ use super::Bus;
 use super::error::Error;
 use super::gpadl::Gpadl;
 use super::gpadl::GpadlMemory;
+use super::gpadls::Keeping;
 use super::inner::BusInner;
 use super::offer::Offer;
+use super::parked::{Kept, Parked};
 use super::rings::{ChannelRing, RingPages};
 use crate::fallible::Shared;
 use crate::platform::ProcessorIndex;
@@ -105,7 +107,7 @@ pub struct ChannelCore {
     next_target: AtomicU32,
     outgoing: Lock<Outgoing>,
     incoming: Lock<Incoming>,
-    rings: Lock<Option<(GpadlId, Box<RingPages>)>>,
+    rings: Lock<Rings>,
     sink: Box<dyn ChannelSink>,
     state: AtomicU8,
     /// The other end may have the channel open, and nobody has told it, or tells it, that it closes.
@@ -133,6 +135,16 @@ pub struct ChannelCore {
     callbacks: AtomicU64,
 }
 
+/// The memory of the rings.
+enum Rings {
+    /// Not shared yet.
+    None,
+    /// The other end has it under this number, and may have what is kept along with it.
+    Lent(GpadlId, Box<RingPages>, Option<Kept>),
+    /// It was given back, or is parked.
+    Over(GpadlId),
+}
+
 /// What a channel is made of.
 pub(super) struct Parts {
     pub(super) bus: Shared<BusInner>,
@@ -156,7 +168,7 @@ impl ChannelCore {
             next_target: AtomicU32::new(NOWHERE),
             outgoing: Lock::new(parts.outgoing),
             incoming: Lock::new(parts.incoming),
-            rings: Lock::new(None),
+            rings: Lock::new(Rings::None),
             sink: parts.sink,
             state: AtomicU8::new(OPENING),
             is_open_there: AtomicBool::new(false),
@@ -465,15 +477,68 @@ impl ChannelCore {
 
     /// Returns the memory of the rings, for who makes halves of its own: those of this channel are not to be used then.
     pub(crate) fn ring_pages(&self) -> Option<RingPages> {
-        self.rings
-            .lock(self.bus.platform)
-            .as_ref()
-            .map(|(_, rings)| (**rings).clone())
+        match &*self.rings.lock(self.bus.platform) {
+            Rings::Lent(_, rings, _) => Some((**rings).clone()),
+            Rings::None | Rings::Over(_) => None,
+        }
     }
 
     /// Keeps the memory of the rings, which the other end has under `id`.
     pub(super) fn lend_rings(&self, id: GpadlId, rings: Box<RingPages>) {
-        *self.rings.lock(self.bus.platform) = Some((id, rings));
+        *self.rings.lock(self.bus.platform) = Rings::Lent(id, rings, None);
+    }
+
+    /// Keeps memory from use that the other end may have until it gives up the rings. Once for each channel: more is lost.
+    pub(crate) fn keep(&self, kept: Kept) {
+        let blocks = kept.blocks();
+        let counters = &self.bus.counters;
+        let mut rings = self.rings.lock(self.bus.platform);
+        let keeping = match &mut *rings {
+            Rings::Lent(_, _, place @ None) => {
+                *place = Some(kept);
+                return;
+            }
+            Rings::Lent(..) => Keeping::Refused(kept),
+            Rings::None => Keeping::GivenUp(kept),
+            Rings::Over(id) => {
+                let id = *id;
+                drop(rings);
+                let keeping = self.bus.gpadls.keep(id, kept);
+                if matches!(keeping, Keeping::Kept | Keeping::Lost) {
+                    counters.parked_blocks.add(blocks);
+                    self.bus.free_if_given_up();
+                }
+                return self.is_kept(keeping, blocks);
+            }
+        };
+        drop(rings);
+        self.is_kept(keeping, blocks);
+    }
+
+    fn is_kept(&self, keeping: Keeping, blocks: u64) {
+        match keeping {
+            Keeping::Kept => {}
+            Keeping::Lost => self.bus.counters.lost_blocks.add(blocks),
+            Keeping::GivenUp(kept) => drop(kept),
+            Keeping::Refused(kept) => {
+                kept.lose();
+                self.bus.counters.lost_blocks.add(blocks);
+            }
+        }
+    }
+
+    fn take_rings(&self) -> Option<(GpadlId, Parked)> {
+        let mut rings = self.rings.lock(self.bus.platform);
+        match core::mem::replace(&mut *rings, Rings::None) {
+            Rings::Lent(id, memory, kept) => {
+                *rings = Rings::Over(id);
+                Some((id, Parked::new(memory, kept)))
+            }
+            other => {
+                *rings = other;
+                None
+            }
+        }
     }
 
     /// The owner is gone, in a callback of this channel: it is closed when that has ended.
@@ -547,8 +612,7 @@ impl ChannelCore {
             Farewell::Close => self.tell_closed(until),
             Farewell::Silent => Ok(()),
         };
-        let rings = self.rings.lock(bus.platform).take();
-        if let Some((id, memory)) = rings {
+        if let Some((id, memory)) = self.take_rings() {
             // A host that could not be told still has the channel open, and its word about the memory would mean nothing.
             let is_open_there = told.is_err() && !bus.is_given_up() && !self.is_withdrawn();
             let given_up = if is_open_there {

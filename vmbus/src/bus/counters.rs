@@ -62,8 +62,8 @@ counters! {
     parked_blocks,
     /// Of these, how many went back to use: confirmed, or long enough after the channel was withdrawn.
     unparked_blocks,
-    /// Blocks of memory lost for good: the connection ended without the host's confirmation, or the channel did whose requests had
-    /// lent them.
+    /// Blocks of memory lost for good: the connection ended without the host's confirmation, or there was no memory to note what the
+    /// requests of a channel had lent.
     lost_blocks,
 }
 

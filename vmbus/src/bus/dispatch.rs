@@ -3,14 +3,13 @@
 //! Everything here happens without allocation and without waiting, under the lock of messages; what is worth a line in
 //! the log, and memory that became free, is handed out and dealt with after the lock.
 
-use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use super::counters::Suppressed;
-use super::gpadl::GpadlMemory;
 use super::gpadls::TornDown;
 use super::inner::BusInner;
 use super::offer::Offer;
+use super::parked::Parked;
 use super::processor::SINT;
 use super::replies::{Answer, Key};
 use super::table::{Admission, Withdrawal};
@@ -33,7 +32,7 @@ pub(super) enum Note {
     Held(Offer),
     Refused(Offer, Admission),
     Withdrawn(ChannelId),
-    Freed(Box<dyn GpadlMemory>),
+    Freed(Parked),
     Stray(MessageType),
     Unknown(MessageType, usize),
     Bad(ParseError),
@@ -257,7 +256,7 @@ impl BusInner {
         match note {
             Note::Nothing => {}
             Note::Freed(memory) => {
-                self.counters.unparked_blocks.add_one();
+                self.counters.unparked_blocks.add(memory.blocks());
                 drop(memory);
             }
             Note::Shown(offer) => self.tell_arrival(format_args!("offered: {offer}")),

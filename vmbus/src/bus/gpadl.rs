@@ -8,8 +8,10 @@ use alloc::boxed::Box;
 
 use super::Bus;
 use super::error::Error;
+use super::gpadls::Parking;
 use super::inner::BusInner;
 use super::offer::Offer;
+use super::parked::Parked;
 use super::replies::Key;
 use crate::fallible::try_box;
 use crate::memory::Pfn;
@@ -180,13 +182,18 @@ impl BusInner {
     }
 
     /// Keeps memory from use until the other end gives it up.
-    pub(super) fn park(&self, place: usize, id: GpadlId, memory: Box<dyn GpadlMemory>) {
+    pub(super) fn park(&self, place: usize, id: GpadlId, memory: Parked) {
         let free_at = || {
             let grace = self.config.rescind_grace.filter(|_| self.table.is_rescinded(place))?;
             Some(self.now().saturating_add(grace))
         };
-        if self.gpadls.park(id, memory, free_at) {
-            self.counters.parked_blocks.add_one();
+        let blocks = memory.blocks();
+        let parking = self.gpadls.park(id, memory, free_at);
+        if parking != Parking::GivenUp {
+            self.counters.parked_blocks.add(blocks);
+            if parking == Parking::Lost {
+                self.counters.lost_blocks.add(blocks);
+            }
             log::debug!("the memory of {id} rests until the other end gives it up");
             // The connection may have ended meanwhile, with the host's word for everything: who ended it has looked already.
             self.free_if_given_up();
@@ -261,7 +268,7 @@ impl<M: GpadlMemory> Gpadl<M> {
         match result {
             Ok(()) => Ok(*memory),
             Err(error) => {
-                self.bus.0.park(self.place, self.id, memory);
+                self.bus.0.park(self.place, self.id, Parked::new(memory, None));
                 Err(error)
             }
         }
@@ -283,7 +290,7 @@ impl BusInner {
     pub(super) fn withdraw_memory<M: GpadlMemory>(&self, offer: &Offer, place: usize, id: GpadlId, memory: Box<M>) {
         match self.teardown(offer, place, id, Some(self.now())) {
             Ok(()) => drop(memory),
-            Err(_) => self.park(place, id, memory),
+            Err(_) => self.park(place, id, Parked::new(memory, None)),
         }
     }
 }

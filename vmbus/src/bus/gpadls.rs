@@ -5,13 +5,11 @@
 //! until the connection has ended with the host's word, or until long enough after the channel was withdrawn. If none of
 //! that happens it is lost on purpose, since the host might still write to it.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::Error;
-use super::gpadl::GpadlMemory;
+use super::parked::{Kept, Parked};
 use crate::fallible::{OutOfMemory, try_vec_of};
 use crate::protocol::{ChannelId, GpadlId};
 use crate::sync::{Lock, LockGuard};
@@ -24,7 +22,7 @@ struct Held {
     is_tearing_down: bool,
     /// The host has given it up; its owner has not asked yet.
     is_confirmed: bool,
-    parked: Option<Box<dyn GpadlMemory>>,
+    parked: Option<Parked>,
     /// When parked memory goes back to use without the host's word: its channel was withdrawn.
     free_at: Option<Instant>,
 }
@@ -33,6 +31,8 @@ struct State {
     held: Vec<Option<Held>>,
     next_id: u32,
     shared_bytes: u64,
+    /// The connection has ended without the host's word: what is parked is lost.
+    is_lost: bool,
 }
 
 pub(super) struct Gpadls {
@@ -49,7 +49,28 @@ pub(super) enum TornDown {
     /// The owner waits for it, or will ask.
     Waited,
     /// It was parked: the memory is free. Dropped without a lock.
-    Parked(Box<dyn GpadlMemory>),
+    Parked(Parked),
+}
+
+/// What became of memory that was to be kept along with what is parked.
+pub(super) enum Keeping {
+    Kept,
+    /// It is kept, and lost with all that is parked.
+    Lost,
+    /// The host has given up what it was to be kept with.
+    GivenUp(Kept),
+    /// There is something already.
+    Refused(Kept),
+}
+
+/// What became of memory that was to be parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parking {
+    Parked,
+    /// It is parked, and lost with all that is.
+    Lost,
+    /// The host has given it up, and it was dropped.
+    GivenUp,
 }
 
 impl Gpadls {
@@ -60,6 +81,7 @@ impl Gpadls {
                 held: try_vec_of(usize::from(count.max(1)), |_| None)?,
                 next_id: 1,
                 shared_bytes: 0,
+                is_lost: false,
             }),
             due: AtomicU64::new(u64::MAX),
         })
@@ -132,17 +154,11 @@ impl Gpadls {
         self.change(id, |held| held.is_tearing_down = true);
     }
 
-    /// Keeps memory from use until the host gives it up, or until the time that `free_at` returns. Returns false if the host has
-    /// given it up already: then the memory is dropped.
+    /// Keeps memory from use until the host gives it up, or until the time that `free_at` returns.
     ///
     /// `free_at` is asked under the lock: a withdrawal of the channel is either known to it, or finds the memory parked in
     /// [`Gpadls::channel_withdrawn`].
-    pub(super) fn park(
-        &self,
-        id: GpadlId,
-        memory: Box<dyn GpadlMemory>,
-        free_at: impl FnOnce() -> Option<Instant>,
-    ) -> bool {
+    pub(super) fn park(&self, id: GpadlId, memory: Parked, free_at: impl FnOnce() -> Option<Instant>) -> Parking {
         let mut memory = Some(memory);
         let mut state = self.lock();
         if Self::remove(&mut state, |held| held.id == id && held.is_confirmed).is_none()
@@ -152,13 +168,30 @@ impl Gpadls {
             held.is_tearing_down = true;
             held.parked = memory.take();
             held.free_at = free_at;
+            let is_lost = state.is_lost;
             drop(state);
             self.note_due(free_at);
-            return true;
+            return if is_lost { Parking::Lost } else { Parking::Parked };
         }
         drop(state);
         drop(memory);
-        false
+        Parking::GivenUp
+    }
+
+    /// Keeps something along with what is parked under this number.
+    pub(super) fn keep(&self, id: GpadlId, kept: Kept) -> Keeping {
+        let mut state = self.lock();
+        let is_lost = state.is_lost;
+        let mut held = state.held.iter_mut().flatten();
+        // A number is not used again soon: if it is free, the host has given up what had it.
+        let Some(parked) = held.find(|held| held.id == id).and_then(|held| held.parked.as_mut()) else {
+            return Keeping::GivenUp(kept);
+        };
+        match parked.keep(kept) {
+            None if is_lost => Keeping::Lost,
+            None => Keeping::Kept,
+            Some(kept) => Keeping::Refused(kept),
+        }
     }
 
     fn note_due(&self, free_at: Option<Instant>) {
@@ -203,7 +236,7 @@ impl Gpadls {
     }
 
     /// Returns parked memory that has waited long enough after its channel was withdrawn.
-    pub(super) fn take_due(&self, now: Instant) -> Option<Box<dyn GpadlMemory>> {
+    pub(super) fn take_due(&self, now: Instant) -> Option<Parked> {
         if self.due.load(Ordering::Relaxed) > now.reference_units() {
             return None;
         }
@@ -220,7 +253,7 @@ impl Gpadls {
     }
 
     /// Returns any parked memory, for a connection that has ended with the host's word.
-    pub(super) fn take_parked(&self) -> Option<Box<dyn GpadlMemory>> {
+    pub(super) fn take_parked(&self) -> Option<Parked> {
         let mut state = self.lock();
         Self::remove(&mut state, |held| held.parked.is_some()).and_then(|held| held.parked)
     }
@@ -245,15 +278,22 @@ impl Gpadls {
         self.lock().shared_bytes
     }
 
+    /// The connection has ended without the host's word: what is parked, and will be, is lost. Returns how many blocks that is now.
+    pub(super) fn lose_parked(&self) -> u64 {
+        let mut state = self.lock();
+        state.is_lost = true;
+        Self::parked_blocks(&state)
+    }
+
+    fn parked_blocks(state: &State) -> u64 {
+        let parked = state.held.iter().flatten().filter_map(|held| held.parked.as_ref());
+        parked.map(Parked::blocks).sum()
+    }
+
     /// Returns how many blocks of memory are parked.
+    #[cfg(test)]
     pub(super) fn parked_count(&self) -> u64 {
-        let state = self.lock();
-        state
-            .held
-            .iter()
-            .flatten()
-            .map(|held| u64::from(held.parked.is_some()))
-            .sum()
+        Self::parked_blocks(&self.lock())
     }
 
     #[cfg(test)]
@@ -273,7 +313,7 @@ impl Drop for Gpadls {
     fn drop(&mut self) {
         // What the host has given up was taken out before; the rest is lost on purpose.
         while let Some(memory) = self.take_parked() {
-            mem::forget(memory);
+            memory.lose();
         }
     }
 }

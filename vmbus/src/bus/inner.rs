@@ -252,9 +252,9 @@ impl BusInner {
         }
     }
 
-    /// Returns true if the connection has ended, and not with the host's word that it has given up the memory that it was told of.
+    /// Returns true if the connection ends or has ended, and the host has not said that it has given up the memory that it was told of.
     pub(super) fn is_lost(&self) -> bool {
-        self.phase() == Phase::Down
+        matches!(self.phase(), Phase::Unloading | Phase::Down)
             && !self.is_given_up()
             && (self.version() >= Version::V3_0 || self.gpadls.is_tearing_down())
     }

@@ -49,6 +49,7 @@ mod inner;
 mod offer;
 mod open;
 mod owner;
+mod parked;
 mod process;
 mod processor;
 mod replies;
@@ -70,6 +71,7 @@ pub use gpadl::{Gpadl, GpadlMemory};
 pub use offer::{LOCAL_CHANNEL_IDS, Offer, Origin};
 pub use open::OpenParameters;
 pub use owner::Channel;
+pub(crate) use parked::Kept;
 pub use process::Progress;
 pub use rings::{ChannelRing, RingPages};
 
@@ -348,7 +350,7 @@ impl Bus {
         progress
     }
 
-    /// Returns true if the connection has ended without the host's word that it has given up the guest's memory.
+    /// Returns true if the connection ends or has ended, so far without the host's word that it has given up the guest's memory.
     pub(crate) fn is_lost(&self) -> bool {
         self.0.is_lost()
     }

@@ -123,7 +123,7 @@ impl BusInner {
     /// Frees memory that has rested long enough.
     fn free_due(&self) {
         while let Some(memory) = self.gpadls.take_due(self.now()) {
-            self.counters.unparked_blocks.add_one();
+            self.counters.unparked_blocks.add(memory.blocks());
             drop(memory);
         }
     }

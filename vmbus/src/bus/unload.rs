@@ -68,7 +68,7 @@ impl BusInner {
         self.free_if_given_up();
         if !self.is_given_up() {
             // What is still parked when the last handle goes is lost with it.
-            self.counters.lost_blocks.add(self.gpadls.parked_count());
+            self.counters.lost_blocks.add(self.gpadls.lose_parked());
         }
         self.tell_offer_events();
         result.and(self.leave_processors())
@@ -79,7 +79,7 @@ impl BusInner {
         while self.is_given_up()
             && let Some(memory) = self.gpadls.take_parked()
         {
-            self.counters.unparked_blocks.add_one();
+            self.counters.unparked_blocks.add(memory.blocks());
             drop(memory);
         }
     }

@@ -1,15 +1,18 @@
 //! Completions of the channel's own packets: from the ring to the packet that they answer, and to whoever waits for that.
 
+use alloc::vec::Vec;
 use core::task::Waker;
 
 use super::counters::{add, subtract_alone};
 use super::endpoint::Core;
+use super::external::Lent;
 use super::outgoing::InFlight;
 use super::packet::{OutgoingPacket, PacketMemory, Waiter};
 use super::receive::Ready;
 use super::slab::RequestId;
 use super::transport::RingPages;
 use super::{Channel, Context, Gone};
+use crate::fallible::{ReservedVec, try_vec_with_capacity};
 use crate::ring::Peek;
 
 /// Whose a completion was.
@@ -138,27 +141,31 @@ impl<C: Context> Core<C> {
         }
     }
 
-    /// Ends all requests with an error. What those lend that the peer has seen stays lent for good unless it `is_given_up`; returns how
-    /// many there were of these.
-    pub(crate) fn fail_requests(&self, why: Gone, is_given_up: bool) -> u64 {
-        let mut lost = 0_u64;
+    /// Ends all requests with an error. What those lend that the peer has seen, and may still write to, goes to `left`; with `None` it
+    /// has given up everything.
+    pub(crate) fn fail_requests(&self, why: Gone, mut left: Option<&mut Left>) {
         loop {
             let mut outgoing = self.outgoing();
             let Some(id) = outgoing.table.find(|request| !matches!(request.waiter, Waiter::Done)) else {
                 break;
             };
-            let request = outgoing.table.get_mut(id).map(|request| {
-                request.body.outcome = Err(why.into());
-                if !request.body.in_line && !is_given_up {
-                    // The peer may still write to it.
-                    let lent = request.body.lent.take();
-                    lost = lost.wrapping_add(u64::from(lent.is_some()));
-                    core::mem::forget(lent);
+            let Some(request) = outgoing.table.get_mut(id) else {
+                continue;
+            };
+            if let Some(left) = &mut left
+                && !request.body.in_line
+                && request.body.lent.is_some()
+            {
+                if !left.has_room {
+                    drop(outgoing);
+                    left.make_room(self.settings.maximum_packet_count);
+                    continue;
                 }
-                &mut request.waiter
-            });
-            match request {
-                Some(waiter @ Waiter::Task(_)) => {
+                left.put(request.body.lent.take());
+            }
+            request.body.outcome = Err(why.into());
+            match &mut request.waiter {
+                waiter @ Waiter::Task(_) => {
                     let waker = match core::mem::replace(waiter, Waiter::Done) {
                         Waiter::Task(waker) => waker,
                         _ => None,
@@ -183,6 +190,37 @@ impl<C: Context> Core<C> {
                 }
             }
         }
-        lost
+    }
+}
+
+/// What requests lend when they end, and the peer has not given up.
+#[derive(Default)]
+pub(crate) struct Left {
+    memory: Vec<Lent>,
+    /// It was asked for, at least.
+    has_room: bool,
+    /// How many found no memory to be noted in, and stay lent for good.
+    pub(crate) lost: u64,
+}
+
+impl Left {
+    #[cold]
+    fn make_room(&mut self, requests: u32) {
+        self.memory = try_vec_with_capacity(requests as usize).unwrap_or_default();
+        self.has_room = true;
+    }
+
+    fn put(&mut self, lent: Option<Lent>) {
+        if let Some(lent) = lent
+            && let Err(lent) = self.memory.push_within(lent)
+        {
+            core::mem::forget(lent);
+            self.lost = self.lost.wrapping_add(1);
+        }
+    }
+
+    /// Returns the memory that was noted, and what stays of the note.
+    pub(crate) fn take(&mut self) -> Vec<Lent> {
+        core::mem::take(&mut self.memory)
     }
 }

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
+use super::completions::Left;
 use super::counters::{LiveCounters, add};
 use super::external::Lent;
 use super::gate::{Gate, Inside};
@@ -11,7 +12,7 @@ use super::outgoing::{IfFull, Outgoing};
 use super::packet::{Body, PacketMemory, Waiter};
 use super::receive::{Incoming, IncomingBody, Ready};
 use super::settings::{Callbacks, Settings, gone_from};
-use super::transport::{OfferFacts, Provider};
+use super::transport::{OfferFacts, Provider, Transport};
 use super::{Context, Error, Gone, SendFlags, Side};
 use crate::fallible::{Shared, TryPush, try_vec_with_capacity};
 use crate::memory::{DmaBuffer, Mdl};
@@ -242,16 +243,30 @@ impl<C: Context> Core<C> {
         self.notice_withdrawal();
     }
 
-    /// Ends requests if the peer has taken the offer back: it has given up all memory with it.
+    /// Ends requests if the peer has taken the offer back: it has given up all memory with it, unless the connection has ended.
     fn notice_withdrawal(&self) {
-        let is_withdrawn = self
-            .outgoing()
-            .transport
-            .as_ref()
-            .is_some_and(|transport| transport.is_withdrawn());
-        if is_withdrawn {
+        let withdrawn = {
+            let outgoing = self.outgoing();
+            let transport = outgoing.transport.as_ref();
+            transport.filter(|transport| transport.is_withdrawn()).cloned()
+        };
+        if let Some(transport) = withdrawn {
             self.end(Gone::Rescinded);
-            let _ = self.fail_requests(Gone::Rescinded, true);
+            self.end_requests(Gone::Rescinded, &**transport, !transport.is_lost());
+        }
+    }
+
+    /// Ends all requests. What they lend stays lent until the peer gives it up, unless it `is_given_up`.
+    pub(crate) fn end_requests(&self, why: Gone, transport: &dyn Transport, is_given_up: bool) {
+        let mut left = Left::default();
+        self.fail_requests(why, (!is_given_up).then_some(&mut left));
+        let memory = left.take();
+        let mut lost = left.lost;
+        if !memory.is_empty() {
+            lost = lost.saturating_add(transport.keep(memory));
+        }
+        if lost != 0 {
+            transport.note_lost(lost);
         }
     }
 

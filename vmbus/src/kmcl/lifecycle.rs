@@ -349,11 +349,9 @@ impl<C: Context> Core<C> {
             }
         }
         self.collect_placed();
-        let lost = self.fail_requests(why, is_given_up);
-        if let Some(transport) = transport
-            && lost != 0
-        {
-            transport.note_lost(lost);
+        match transport {
+            Some(transport) => self.end_requests(why, &**transport, is_given_up),
+            None => self.fail_requests(why, None),
         }
         self.deliver_routines(channel);
         if !reopens {

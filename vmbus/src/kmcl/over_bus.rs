@@ -5,12 +5,13 @@ use alloc::vec::Vec;
 #[cfg(feature = "host")]
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::external::Lent;
 use super::transport::{
     GpadlAccess, Instance, OfferFacts, OfferSource, OpenRequest, Opened, Provider, ProviderHandle, Rings, Sink, Target,
     Transport, UserDefined, sealed,
 };
 use super::{Error, Gone, NtStatus};
-use crate::bus::{self, Bus, ChannelCore, ChannelSink, ChannelState, GpadlMemory, Offer, OpenParameters, Origin};
+use crate::bus::{self, Bus, ChannelCore, ChannelSink, ChannelState, GpadlMemory, Kept, Offer, OpenParameters, Origin};
 use crate::fallible::{OutOfMemory, ReservedVec, Shared, TryPush, try_box, try_vec_with_capacity};
 use crate::memory::{Mdl, Pfn};
 use crate::platform::{NotMapped, Wait};
@@ -260,6 +261,26 @@ impl Transport for BusTransport {
         self.channel.schedule();
     }
 
+    fn is_lost(&self) -> bool {
+        self.channel.bus().is_lost()
+    }
+
+    fn keep(&self, memory: Vec<Lent>) -> u64 {
+        let blocks = memory.len() as u64;
+        // First the place: it would be dropped with one that is not to be had.
+        match try_box(Vec::new()) {
+            Ok(mut place) => {
+                *place = memory;
+                self.channel.keep(Kept::new(place, blocks));
+                0
+            }
+            Err(_) => {
+                core::mem::forget(memory);
+                blocks
+            }
+        }
+    }
+
     fn note_lost(&self, blocks: u64) {
         self.channel.bus().note_lost(blocks);
     }
@@ -304,7 +325,7 @@ impl Transport for BusTransport {
             Err(error) => Err(error.into()),
         };
         // The channel has ended here, but nobody knows whether it has there: what was lent may still be written to.
-        let closed = closed.and(if self.channel.bus().is_lost() {
+        let closed = closed.and(if self.is_lost() {
             Err(Error::Gone(Gone::Rescinded))
         } else {
             Ok(())

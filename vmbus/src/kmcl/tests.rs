@@ -3,6 +3,7 @@
 #[cfg(feature = "host")]
 mod attached;
 mod beneath;
+mod ending;
 mod memory;
 mod selection;
 

@@ -5,9 +5,11 @@
 //! Packets do not pass through here: the rings come with the opening and belong to the channel.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 #[cfg(feature = "host")]
 use super::Counters;
+use super::external::Lent;
 #[cfg(feature = "host")]
 use super::settings::Name;
 use super::settings::Settings;
@@ -194,12 +196,22 @@ pub(crate) trait Transport: Send + Sync {
         let _ = transaction_id;
         None
     }
-    /// Closes the channel and gives everything back. On a time-out what the peer may still touch is kept for ever.
+    /// Closes the channel and gives everything back. On a time-out what the peer may still touch is kept from use.
     fn close(&self, deadline: Deadline) -> Result<(), Error>;
     /// Returns true if the peer is an owner of what requests lend it as long as it uses that, like any other in this kernel: then
     /// it need not be kept from use where the peer has not answered.
     fn peer_is_an_owner(&self) -> bool {
         false
+    }
+    /// Returns true if the connection ends or has ended, and the peer has not said that it has given up anything.
+    fn is_lost(&self) -> bool {
+        false
+    }
+    /// Keeps what requests lend until the peer gives up the rings. Returns how much of it stays lent for good.
+    fn keep(&self, memory: Vec<Lent>) -> u64 {
+        let blocks = memory.len() as u64;
+        core::mem::forget(memory);
+        blocks
     }
     /// Counts the requests whose memory stays lent for good.
     fn note_lost(&self, blocks: u64) {

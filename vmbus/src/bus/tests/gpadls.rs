@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::bus::gpadls::{Gpadls, TornDown};
+use crate::bus::gpadls::{Gpadls, Parking, TornDown};
+use crate::bus::parked::Parked;
 use crate::memory::{Pfn, SharedPages};
 use crate::platform::NotMapped;
 use crate::protocol::GpadlId;
@@ -212,6 +213,10 @@ fn g4_memory_that_rests_is_freed_some_time_after_its_channel_is_withdrawn_and_on
     other.close(SECOND).unwrap();
 }
 
+fn parked(ground: Ground) -> Parked {
+    Parked::new(Box::new(pages(ground, 1)), None)
+}
+
 #[test]
 fn g4_an_answer_for_one_gpadl_frees_no_other() {
     let ground = Ground::hyper_v();
@@ -219,10 +224,10 @@ fn g4_an_answer_for_one_gpadl_frees_no_other() {
     let [answered, resting] = [(), ()].map(|()| gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap());
     gpadls.begin_teardown(answered);
     assert!(matches!(gpadls.torn_down(answered), TornDown::Waited));
-    assert!(gpadls.park(resting, Box::new(pages(ground, 1)), || None));
+    assert_eq!(gpadls.park(resting, parked(ground), || None), Parking::Parked);
     assert_eq!((gpadls.parked_count(), ground.platform.live_pages()), (1, 1));
     // The one whose answer came has nothing to wait for.
-    assert!(!gpadls.park(answered, Box::new(pages(ground, 1)), || None));
+    assert_eq!(gpadls.park(answered, parked(ground), || None), Parking::GivenUp);
     assert_eq!((gpadls.parked_count(), ground.platform.live_pages()), (1, 1));
     assert!(matches!(gpadls.torn_down(answered), TornDown::Stray));
     assert!(matches!(gpadls.torn_down(resting), TornDown::Parked(_)));
@@ -236,7 +241,7 @@ fn g4_resting_memory_is_due_at_its_time_and_not_before() {
     let at = Instant::from_reference_units;
     for time in [2000, 1000, 3000] {
         let id = gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap();
-        assert!(gpadls.park(id, Box::new(pages(ground, 1)), || Some(at(time))));
+        assert_eq!(gpadls.park(id, parked(ground), || Some(at(time))), Parking::Parked);
     }
     for time in [1000, 2000, 3000] {
         assert!(gpadls.take_due(at(time - 1)).is_none());
@@ -264,7 +269,7 @@ fn g4_what_still_rests_when_the_bus_is_freed_is_lost_on_purpose() {
     let ground = Ground::hyper_v();
     let gpadls = Gpadls::new(ground.platform, 4).unwrap();
     let id = gpadls.reserve(ChannelId(1), 4096, u64::MAX).unwrap();
-    assert!(gpadls.park(id, Box::new(pages(ground, 1)), || None));
+    assert_eq!(gpadls.park(id, parked(ground), || None), Parking::Parked);
     drop(gpadls);
     assert_eq!(ground.platform.live_pages(), 1, "the host may still write there");
 }

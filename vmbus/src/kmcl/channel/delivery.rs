@@ -52,7 +52,8 @@ impl<C: Context> Channel<C> {
 
     /// Closes the channel, or takes the offer back (`VmbChannelDisable`): delivery stops, packets that the driver holds are
     /// awaited, the channel is closed with the peer, requests end with [`Error::Gone`], and the closed callback is called. A host that
-    /// does not answer to the end in time may still write to what requests have lent: that does not come back then.
+    /// does not answer to the end in time may still write to what requests have lent: that is kept from use until it does, or the
+    /// connection has ended.
     /// What the channel was initialised with is kept, and may be changed and enabled again. Other handles answer
     /// [`Error::Gone`] from now on.
     ///
