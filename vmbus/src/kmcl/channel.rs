@@ -19,7 +19,7 @@ mod tests;
 /// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.
 ///
 /// Clones are handles of the same channel; when the last one is dropped, the channel is closed as well as can be without
-/// waiting long. `C` is the driver's own data about the channel, see [`context`](Self::context).
+/// waiting long: in its own callback as soon as that has ended, and otherwise at the latest with the last packet that the driver holds. `C` is the driver's own data about the channel, see [`context`](Self::context).
 ///
 /// Made by [`Channel::allocate_client`], initialised, and enabled:
 ///
@@ -346,7 +346,9 @@ impl<C: Context> Channel<C> {
         }
         let until = self.core().until(DROP_DEADLINE);
         if let Err(error) = Core::disable(&self.shared(), until) {
-            log::warn!(target: "vmbus::kmcl", "{}: dropped, and not closed: {error}", self.friendly_name());
+            log::warn!(target: "vmbus::kmcl", "{}: dropped, and not closed yet: {error}", self.friendly_name());
+            // Behind the callback that this is, or the last packet that the driver holds.
+            self.core().end(Gone::Disabled);
         }
     }
 }

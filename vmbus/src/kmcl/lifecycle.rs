@@ -300,11 +300,18 @@ impl<C: Context> Core<C> {
     #[cold]
     #[inline(never)]
     fn run_down(&self, channel: &Channel<C>) {
-        let Some(why) = self.gone() else {
+        let Some(mut why) = self.gone() else {
             return;
         };
         if matches!(self.phase(), Phase::Ended) {
             return;
+        }
+        // Nobody can disable it any more.
+        let is_deserted = self.users.load(Ordering::Acquire) == 0;
+        if is_deserted && self.side == Side::Server {
+            // A server that the client closed just now does not wait for the next one.
+            why = Gone::Disabled;
+            self.ending.store(gone_code(why), Ordering::Release);
         }
         if self.phase() != Phase::Suspending {
             if self.phase() == Phase::Closed && why != Gone::Disabled {
@@ -316,7 +323,7 @@ impl<C: Context> Core<C> {
         self.incoming().drop_packets();
         // Ours to end, and to close with the peer, is up to the task that disables the channel; and a broken ring leaves the
         // peer with the memory that it was lent, until the channel is closed.
-        if matches!(why, Gone::Rescinded | Gone::Closed) && self.is_idle() {
+        if (is_deserted || matches!(why, Gone::Rescinded | Gone::Closed)) && self.is_idle() {
             self.finish(channel, why, Some(self.now()));
         }
     }

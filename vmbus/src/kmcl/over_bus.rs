@@ -320,8 +320,10 @@ impl Transport for BusTransport {
 
     fn close(&self, deadline: Deadline) -> Result<(), Error> {
         let closed = match self.channel.close(deadline) {
-            // In its own callback: the channel ends when this transport is dropped and the callback has ended.
-            Ok(()) | Err(bus::Error::WouldDeadlock | bus::Error::NotOpen(_)) => Ok(()),
+            Ok(()) | Err(bus::Error::NotOpen(_)) => Ok(()),
+            // In its own callback: the channel ends when this transport is dropped and the callback has ended. The host has given up
+            // everything already if it has withdrawn it.
+            Err(bus::Error::WouldDeadlock) if self.is_withdrawn() => Ok(()),
             Err(error) => Err(error.into()),
         };
         // The channel has ended here, but nobody knows whether it has there: what was lent may still be written to.

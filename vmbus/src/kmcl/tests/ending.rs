@@ -108,3 +108,43 @@ fn q4_what_requests_have_lent_comes_back_with_the_end_of_the_connection_or_is_lo
         assert_eq!((counters.unparked_blocks, counters.lost_blocks), expected);
     }
 }
+
+/// A client's context that keeps its last handle.
+#[derive(Default)]
+struct Own(Mutex<Option<Channel<Self>>>);
+
+#[test]
+fn a_channel_of_the_host_whose_last_handle_goes_in_its_own_callback_is_closed_behind_it() {
+    let ground = Ground::new();
+    let channel = Channel::allocate_client_with(&ground.bus, Own::default()).unwrap();
+    let channel = channel
+        .init_set_target(Guid::literal(CLASS), Instance::Any)
+        .init_set_process_packet_callback(|channel, packet| {
+            let last = channel.context().0.lock().unwrap().take();
+            drop(last);
+            packet.complete(&[]).unwrap();
+        })
+        .enable(SOON)
+        .unwrap();
+    ground.control.is_silent.store(true, Ordering::SeqCst);
+    let buffer = ground.mdl(b"lent").into_dma_buffer().unwrap();
+    let packet = channel.packet_allocate().unwrap();
+    packet
+        .send(b"x", Some(buffer.clone().into()), SendFlags::WAIT_FOR_COMPLETION)
+        .unwrap();
+    ground.settle();
+    *channel.context().0.lock().unwrap() = Some(channel.clone());
+    drop(channel);
+    ground
+        .host
+        .set_next_replies(11, Reply::Late(core::time::Duration::from_secs(5)), 1);
+    ground.host.channel(ground.channel).send_in_band(1, 0, b"go").unwrap();
+    ground.settle();
+    assert!(!buffer.is_sole_owner(), "the host has not given up the rings");
+    ground.platform.advance(core::time::Duration::from_secs(6));
+    ground.settle();
+    assert!(buffer.is_sole_owner());
+    assert_eq!(ground.host.gpadl_count(), 0);
+    drop(buffer);
+    ground.finish();
+}
