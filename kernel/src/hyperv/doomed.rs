@@ -47,4 +47,12 @@ unsafe impl Machine for Doomed {
         // SAFETY: by the caller.
         unsafe { Native.hypercall(page, control, input, output) }
     }
+
+    fn take_hypercall_page(&self) -> bool {
+        Native.take_hypercall_page()
+    }
+
+    fn give_hypercall_page_back(&self) {
+        Native.give_hypercall_page_back();
+    }
 }

@@ -22,6 +22,8 @@ const CALL_POST_MESSAGE: u64 = 0x5c;
 const CALL_SIGNAL_EVENT_FAST: u64 = 0x5d | 1 << 16;
 /// How often to look whether calls in flight have ended; each look pauses. A call takes microseconds.
 const LOOKS_FOR_CALLS_IN_FLIGHT: u32 = 1_000_000;
+/// The same for a system that ends: one of its calls may never come back.
+const LOOKS_IN_EMERGENCY: u32 = 10_000;
 
 /// Who this guest is, as the hypervisor wants to know before any hypercall (`HV_X64_MSR_GUEST_OS_ID`, open-source form).
 ///
@@ -90,6 +92,10 @@ pub enum EnableError {
     /// The hypervisor did not turn the page on.
     #[error("the hypervisor did not turn the hypercall page on")]
     Refused,
+    /// Another [`Hypervisor`](super::Hypervisor) of this program has the machine's one hypercall page, or this one had a call in flight
+    /// when it was shut down in an emergency.
+    #[error("the hypercall page is in use")]
+    InUse,
 }
 
 impl From<OverlayError> for EnableError {
@@ -336,6 +342,8 @@ pub(super) struct HypercallPage {
     /// How many calls are between looking at `entry` and coming back.
     calls_in_flight: AtomicUsize,
     overlay: Lock<Option<Overlay>>,
+    /// The machine's hypercall page is this one.
+    is_owner: AtomicBool,
     /// Whose pages they are; kept for the lock's dispatch section.
     platform: spin::Once<&'static dyn Platform>,
 }
@@ -346,6 +354,7 @@ impl HypercallPage {
             entry: AtomicPtr::new(ptr::null_mut()),
             calls_in_flight: AtomicUsize::new(0),
             overlay: Lock::new(None),
+            is_owner: AtomicBool::new(false),
             platform: spin::Once::new(),
         }
     }
@@ -363,13 +372,23 @@ impl HypercallPage {
     ) -> Result<(), EnableError> {
         let platform = *self.platform.call_once(|| platform);
         let mut overlay = self.overlay.lock(platform);
-        if overlay.is_some() {
+        if self.is_enabled() {
             return Ok(());
+        }
+        if self.is_owner.load(Ordering::Acquire) {
+            return Err(EnableError::InUse);
+        }
+        if let Some(overlay) = overlay.take() {
+            // An emergency has turned it off, when nobody was in it any more.
+            overlay.disable(registers);
         }
         // An earlier owner's page goes first: between its id and ours, nothing is on.
         let before = registers.read_page(PageRegister::HYPERCALL);
         if before.is_locked() {
             return Err(EnableError::Locked { page: before.page() });
+        }
+        if !registers.machine().take_hypercall_page() {
+            return Err(EnableError::InUse);
         }
         registers.disable_page(PageRegister::HYPERCALL);
         registers.write(Register::GUEST_OS_ID, guest.get());
@@ -384,11 +403,13 @@ impl HypercallPage {
             Ok(made) => {
                 let entry = made.pages().base().as_ptr();
                 *overlay = Some(made);
+                self.is_owner.store(true, Ordering::Release);
                 self.entry.store(entry, Ordering::SeqCst);
                 Ok(())
             }
             Err(error) => {
                 registers.write(Register::GUEST_OS_ID, 0);
+                registers.machine().give_hypercall_page_back();
                 Err(error.into())
             }
         }
@@ -401,30 +422,44 @@ impl HypercallPage {
         };
         let mut overlay = self.overlay.lock(*platform);
         let entry = self.entry.swap(ptr::null_mut(), Ordering::SeqCst);
-        if let Err(error) = self.wait_for_calls() {
+        if let Err(error) = self.wait_for_calls(LOOKS_FOR_CALLS_IN_FLIGHT) {
             // Nothing has changed: the page stays where the calls in flight expect it.
             self.entry.store(entry, Ordering::SeqCst);
             return Err(error);
         }
+        let is_owner = self.is_owner.swap(false, Ordering::AcqRel);
         if let Some(overlay) = overlay.take() {
             overlay.disable(registers);
-            registers.write(Register::GUEST_OS_ID, 0);
+        }
+        if is_owner {
+            Self::give_back(registers);
         }
         Ok(())
     }
 
-    /// Turns the page and the guest's id off and gives nothing back. Context: any; takes no lock. For a system that ends:
-    /// calls in flight elsewhere fail.
+    /// Turns the page and the guest's id off and gives nothing back. Context: any; takes no lock. For a system that ends.
+    ///
+    /// Where a call stays in flight, the page stays on: on its way back from the hypervisor the call would find whatever lies there.
+    /// Whoever comes next replaces it.
     pub(super) fn disable_in_emergency(&self, registers: Registers) {
-        if !self.entry.swap(ptr::null_mut(), Ordering::SeqCst).is_null() {
+        if self.entry.swap(ptr::null_mut(), Ordering::SeqCst).is_null() {
+            return;
+        }
+        if self.wait_for_calls(LOOKS_IN_EMERGENCY).is_ok() && self.is_owner.swap(false, Ordering::AcqRel) {
             registers.disable_page(PageRegister::HYPERCALL);
-            registers.write(Register::GUEST_OS_ID, 0);
+            Self::give_back(registers);
         }
     }
 
-    fn wait_for_calls(&self) -> Result<(), CallsInFlight> {
+    /// The page is off: withdraws the guest's id, too, and lets others have the page.
+    fn give_back(registers: Registers) {
+        registers.write(Register::GUEST_OS_ID, 0);
+        registers.machine().give_hypercall_page_back();
+    }
+
+    fn wait_for_calls(&self, looks: u32) -> Result<(), CallsInFlight> {
         // SeqCst here, in `disable` and in `CallInFlight`: either a caller sees the null entry, or this sees the caller.
-        for _ in 0..LOOKS_FOR_CALLS_IN_FLIGHT {
+        for _ in 0..looks {
             if self.calls_in_flight.load(Ordering::SeqCst) == 0 {
                 return Ok(());
             }

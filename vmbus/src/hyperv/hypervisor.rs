@@ -145,7 +145,7 @@ impl Hypervisor {
     }
 
     /// Tells the hypervisor who this guest is and turns the hypercall page on. An earlier owner's page (of firmware, a
-    /// loader or another kernel) is replaced. Again is nothing. Context: task.
+    /// loader or another kernel) is replaced; one of this program's is not, since it may be in use. Again is nothing. Context: task.
     ///
     /// # Errors
     ///
@@ -223,7 +223,8 @@ impl Hypervisor {
     }
 
     /// Turns the reference TSC page and the hypercall page off and withdraws the guest's id, for a system that ends.
-    /// Context: any; takes no lock and gives nothing back. Afterwards every hypercall fails.
+    /// Context: any; takes no lock and gives nothing back. Afterwards every hypercall fails. A page that a call is in, of another processor
+    /// or of what the crash has interrupted, stays on.
     pub fn shut_down_in_emergency(&self) {
         self.disable_reference_tsc();
         self.hypercalls.disable_in_emergency(self.registers());

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "privileged instructions")]
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// What the `CPUID` instruction returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -53,11 +54,27 @@ pub unsafe trait Machine: Sync {
     /// `page` is an enabled hypercall page; `input` and `output` are, by the call's convention, values (a fast call) or
     /// guest-physical addresses of memory that belongs to the caller for the duration of the call.
     unsafe fn hypercall(&self, page: NonNull<u8>, control: u64, input: u64, output: u64) -> u64;
+
+    /// Takes the machine's hypercall page, of which there is one, for a [`Hypervisor`](super::Hypervisor); returns false if another has it.
+    ///
+    /// # Implementation safety
+    ///
+    /// True for one caller at a time, until [`Machine::give_hypercall_page_back`]. The default, always true, is right where a call
+    /// through a page that is off or elsewhere does no harm: in a model. Who passes calls on passes this on, too.
+    fn take_hypercall_page(&self) -> bool {
+        true
+    }
+
+    /// Gives the hypercall page back, by the one that has taken it.
+    fn give_hypercall_page_back(&self) {}
 }
 
 /// The processor that this code runs on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Native;
+
+/// Whether somebody in this program has the machine's hypercall page.
+static IS_TAKEN: AtomicBool = AtomicBool::new(false);
 
 #[cfg(target_arch = "x86_64")]
 // SAFETY: these are the instructions.
@@ -111,5 +128,13 @@ unsafe impl Machine for Native {
                 lateout("rax") result, lateout("r9") _, lateout("r10") _, lateout("r11") _);
         }
         result
+    }
+
+    fn take_hypercall_page(&self) -> bool {
+        !IS_TAKEN.swap(true, Ordering::Acquire)
+    }
+
+    fn give_hypercall_page_back(&self) {
+        IS_TAKEN.store(false, Ordering::Release);
     }
 }

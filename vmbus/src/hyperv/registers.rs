@@ -108,6 +108,10 @@ impl Registers {
         Self(machine)
     }
 
+    pub(super) const fn machine(self) -> &'static dyn Machine {
+        self.0
+    }
+
     /// Reads a register. The caller has seen the privilege for it in the capabilities.
     pub(super) fn read(self, register: Register) -> u64 {
         // SAFETY: one of the registers above, whose reading has no effect; that it exists the caller has checked (were it

@@ -6,7 +6,7 @@ use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::vec::Vec;
 
 use crate::Platform;
@@ -181,6 +181,8 @@ pub(super) struct FakeMachine {
     pub(super) on_timestamp: Mutex<Option<Timestamp>>,
     /// Counted rather than recorded, where a test runs for long.
     pub(super) end_of_message_count: AtomicU64,
+    /// Somebody has the hypercall page.
+    is_taken: AtomicBool,
 }
 
 impl FakeMachine {
@@ -212,6 +214,7 @@ impl FakeMachine {
             on_call: Mutex::default(),
             on_timestamp: Mutex::default(),
             end_of_message_count: AtomicU64::new(0),
+            is_taken: AtomicBool::new(false),
         }))
     }
 
@@ -309,6 +312,14 @@ unsafe impl Machine for FakeMachine {
         }
         let mut results = self.results.lock().unwrap();
         if results.is_empty() { 0 } else { results.remove(0) }
+    }
+
+    fn take_hypercall_page(&self) -> bool {
+        !self.is_taken.swap(true, Ordering::SeqCst)
+    }
+
+    fn give_hypercall_page_back(&self) {
+        assert!(self.is_taken.swap(false, Ordering::SeqCst), "by who has it");
     }
 }
 

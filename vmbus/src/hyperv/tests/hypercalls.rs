@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use super::fake::{Event, FakeMachine, HYPER_V, OPENVMM, QEMU, qemu, registers_after_reset};
 use super::post;
-use crate::hyperv::{EnableError, GuestId, HypercallError, HypercallStatus, MessageInput};
+use crate::hyperv::{EnableError, GuestId, HypercallError, HypercallStatus, Hypervisor, MessageInput};
 use crate::memory::Pfn;
 use crate::platform::{OutOfPages, PageUse};
 use crate::protocol::{ConnectionId, VpIndex};
@@ -335,4 +335,72 @@ fn c9_the_crash_path_turns_everything_off_and_gives_nothing_back() {
     );
     hypervisor.shut_down_in_emergency();
     assert_eq!(machine.take_writes(), []);
+}
+
+#[test]
+fn c9_the_crash_path_leaves_a_page_on_that_a_call_is_in() {
+    let (machine, hypervisor) = qemu();
+    hypervisor
+        .enable_hypercalls(machine.platform, GuestId::default())
+        .unwrap();
+    // Another processor's call, as far as the page can tell: it would go on in whatever lies there when the page is gone.
+    *machine.on_call.lock().unwrap() = Some(Box::new(|| {
+        hypervisor.shut_down_in_emergency();
+        assert_eq!(machine.get(0x4000_0001) & 1, 1, "the page was turned off under a call");
+        assert_ne!(machine.get(0x4000_0000), 0, "and so it is without a guest's id");
+    }));
+    hypervisor.signal_event(ConnectionId(1), 0).unwrap();
+    assert_eq!(
+        hypervisor.signal_event(ConnectionId(1), 0),
+        Err(HypercallError::Disabled)
+    );
+    // Nobody calls any more.
+    hypervisor.disable_hypercalls().unwrap();
+    assert_eq!((machine.get(0x4000_0001) & 1, machine.get(0x4000_0000)), (0, 0));
+    assert_eq!(machine.platform.pages_in_use(), 0);
+}
+
+#[test]
+fn a_machine_has_one_hypercall_page_and_it_has_one_owner() {
+    let (machine, first) = qemu();
+    let second = machine.hypervisor();
+    let enable = |hypervisor: &Hypervisor| hypervisor.enable_hypercalls(machine.platform, GuestId::default());
+    enable(first).unwrap();
+    // The fake panics on a call into a page that is off or elsewhere, as it would be for the first.
+    assert_eq!(enable(second), Err(EnableError::InUse));
+    first.signal_event(ConnectionId(1), 0).unwrap();
+    second.disable_hypercalls().unwrap();
+    first.signal_event(ConnectionId(1), 0).unwrap();
+    first.disable_hypercalls().unwrap();
+
+    enable(second).unwrap();
+    second.signal_event(ConnectionId(1), 0).unwrap();
+    assert_eq!(enable(first), Err(EnableError::InUse));
+    // One that fails to turn it on does not keep it.
+    second.disable_hypercalls().unwrap();
+    *machine.platform.pages_left.lock().unwrap() = Some(0);
+    assert_eq!(
+        enable(first),
+        Err(EnableError::OutOfPages(OutOfPages { page_count: 1 }))
+    );
+    *machine.platform.pages_left.lock().unwrap() = None;
+    enable(second).unwrap();
+    // After an emergency another system may begin, and the end of the earlier one takes nothing from it.
+    second.shut_down_in_emergency();
+    enable(first).unwrap();
+    second.disable_hypercalls().unwrap();
+    first.signal_event(ConnectionId(1), 0).unwrap();
+    first.disable_hypercalls().unwrap();
+    assert_eq!(machine.platform.pages_in_use(), 0);
+}
+
+#[test]
+fn a_page_that_an_emergency_has_turned_off_can_be_turned_on_again() {
+    let (machine, hypervisor) = qemu();
+    let enable = || hypervisor.enable_hypercalls(machine.platform, GuestId::default());
+    enable().unwrap();
+    hypervisor.shut_down_in_emergency();
+    enable().unwrap();
+    hypervisor.signal_event(ConnectionId(1), 0).unwrap();
+    assert_eq!(machine.platform.pages_in_use(), 1, "the earlier page is given back");
 }
