@@ -137,8 +137,8 @@ pub unsafe trait Platform: Sync {
     ///
     /// # Implementation safety
     ///
-    /// The block is page-aligned, **zeroed**, used by nobody else, mapped as `page_use` says, and stays mapped at the
-    /// same guest-physical pages until [`Platform::release_pages`]. A confidential guest makes the pages visible to the
+    /// The block is page-aligned, **zeroed**, used by nobody else, mapped as `page_use` says and cached as ordinary memory is, and
+    /// stays mapped at the same guest-physical pages until [`Platform::release_pages`]. A confidential guest makes the pages visible to the
     /// host here.
     fn allocate_pages(&self, page_count: usize, page_use: PageUse) -> Result<NonNull<u8>, OutOfPages>;
 
@@ -190,8 +190,11 @@ pub unsafe trait Platform: Sync {
     }
 
     /// Arranges for the operating system to call [`Bus::process`](crate) for `processor` soon, on that processor, in its
-    /// deferred-work context. Called from the interrupt entry: it must not allocate or wait. Calls for a processor that
-    /// is scheduled already may be merged into one.
+    /// deferred-work context. Called from the interrupt entry, from deferred work and from tasks, for another processor as well: it
+    /// must not allocate or wait. Calls for a processor that is scheduled already may be merged into one.
+    ///
+    /// The first call comes inside [`Bus::connect`](crate), before there is a bus to process. Work that runs then and finds none
+    /// does nothing, and the call is not repeated: `process` is to be called once when the bus has been stored.
     ///
     /// A system that calls `process` in its main loop may leave this empty.
     fn schedule_deferred(&self, processor: ProcessorIndex);

@@ -25,7 +25,9 @@ pub struct Config {
     /// The interrupt vector of the bus on every processor. The operating system's handler calls
     /// [`Bus::acknowledge_interrupt`](super::Bus::acknowledge_interrupt).
     pub vector: u8,
-    /// Who ends these interrupts; see [`Bus::end_of_interrupt`](super::Bus::end_of_interrupt) for who does.
+    /// Who is to end these interrupts. The default, nobody, is not to be had on every host: see
+    /// [`Bus::end_of_interrupt`](super::Bus::end_of_interrupt). A handler that ends them in any case, as interrupts before
+    /// [`Bus::connect`](super::Bus::connect) has returned require, asks for [`EndOfInterrupt::Explicit`].
     pub end_of_interrupt: EndOfInterrupt,
     /// How many processors the operating system may bring: their numbers are below this.
     pub processors: u32,

@@ -93,6 +93,9 @@ impl Bus {
     ///
     /// Works from an unknown state: a connection of an earlier owner is taken over.
     ///
+    /// Interrupts and [`Platform::schedule_deferred`] begin before this returns, and what they told is not told again. A system that
+    /// does its work by them calls [`Bus::process`] once when its handlers can find the bus.
+    ///
     /// # Errors
     ///
     /// [`ConnectError`]; nothing is left on then. Pages that a silent host may have taken note of are lost.
