@@ -175,6 +175,12 @@ pub fn arm_timer(vector: u8, tsc: u64) -> bool {
     }
     if cpu::features().tsc_deadline {
         write(LVT_TIMER, TIMER_TSC_DEADLINE | u32::from(vector));
+        if matches!(ACCESS.get(), Some(Access::Memory(_))) {
+            // A write to the registers in memory and one to an MSR are not in order by themselves, and before the mode is set the
+            // deadline would be lost (Intel SDM volume 3, "TSC-Deadline Mode").
+            // SAFETY: Every 64-bit processor has this instruction.
+            unsafe { core::arch::x86_64::_mm_mfence() };
+        }
         // SAFETY: The processor has the MSR. A value in the past fires at once; 0 would disarm.
         unsafe { cpu::write_msr(IA32_TSC_DEADLINE, tsc.max(1)) };
         return true;
