@@ -2,7 +2,7 @@
 
 use super::backtrace::Backtrace;
 use super::interrupts::Frame;
-use crate::console::{Style, print_by_force};
+use crate::console::{Style, print_by_force, print_if_free};
 use core::fmt;
 
 /// The names of the exceptions (Intel SDM volume 3, table 6-1; AMD APM volume 2, chapter 8).
@@ -161,7 +161,8 @@ pub fn handle(frame: &Frame) {
     let address = (frame.vector == 14).then(fault_address);
     let report = Report { frame, address };
     if frame.vector == 3 {
-        print_by_force(Style::Warning, format_args!("{report}"));
+        // Not by force: whoever was interrupted goes on, and may hold the consoles. Then nothing is said.
+        print_if_free(Style::Warning, format_args!("{report}"));
         return;
     }
     if crate::panic::is_panicking() {

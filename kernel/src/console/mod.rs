@@ -186,6 +186,15 @@ pub fn print(style: Style, text: fmt::Arguments<'_>) {
     write_to(&mut CONSOLES.lock(), style, text);
 }
 
+/// Writes formatted text to every console, unless somebody holds them. Returns whether it did.
+pub(crate) fn print_if_free(style: Style, text: fmt::Arguments<'_>) -> bool {
+    let Some(mut consoles) = CONSOLES.try_lock() else {
+        return false;
+    };
+    write_to(&mut consoles, style, text);
+    true
+}
+
 /// Writes formatted text to every console, even if somebody holds them.
 ///
 /// Only for the panic path: the holder must never run again.
@@ -300,6 +309,21 @@ mod tests {
                 .iter()
                 .all(|(text, style)| text == &[b'y'; 255] && *style == Style::Error)
         );
+    }
+
+    #[test]
+    fn a_breakpoint_takes_the_consoles_from_nobody() {
+        let breakpoint = crate::arch::interrupts::Frame {
+            vector: 3,
+            ..Default::default()
+        };
+        with_lock_held(|| {
+            crate::arch::exceptions::handle(&breakpoint);
+            assert!(
+                CONSOLES.try_lock().is_none(),
+                "whoever was interrupted goes on with them"
+            );
+        });
     }
 
     #[test]
