@@ -251,13 +251,16 @@ fn look_at_controllers() {
                     offer,
                 });
             }
-            shared.controllers.retain(|open| open.controller.is_present());
+            // This one alone: another that has gone meanwhile has its own turn, for its own disks and its own reason.
+            let is_it = |open: &mut Open| open.controller.instance() == instance && !open.controller.is_present();
+            let closed: Vec<Open> = shared.controllers.extract_if(.., is_it).collect();
             let gone: Vec<Known> = shared
                 .disks
                 .extract_if(.., |known| known.controller == instance)
                 .collect();
             drop(shared);
-            drop(gone);
+            // Outside the lock: closing a channel waits.
+            drop((closed, gone));
             // It may be offered anew already: that was passed over while it stood here.
             WOKEN.store(true, Ordering::Release);
         } else if controller.needs_rescan() {
