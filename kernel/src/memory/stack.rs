@@ -31,7 +31,14 @@ impl Stack {
         while stack.pages < pages {
             let frame = super::allocate_frame().ok_or(MemoryError::OutOfMemory)?;
             let at = guard + (stack.pages + 1) * PAGE_SIZE;
-            super::with_page_tables(|mapper| mapper.map(at, frame.address(), PAGE_SIZE, Access::ReadWrite))?;
+            let mapped =
+                super::with_page_tables(|mapper| mapper.map(at, frame.address(), PAGE_SIZE, Access::ReadWrite));
+            if let Err(error) = mapped {
+                // SAFETY: The frame was taken above and is used by nobody.
+                let given = unsafe { super::free_frames(FrameRange { first: frame, count: 1 }) };
+                debug_assert!(given.is_ok());
+                return Err(error.into());
+            }
             stack.pages += 1;
         }
         Ok(stack)
