@@ -56,9 +56,10 @@ pub enum BusError {
 /// [`BusError`].
 pub fn start() -> Result<Bus, BusError> {
     let hypervisor = super::found().as_ref().map_err(|reason| BusError::NotHyperV(*reason))?;
+    // First: a crash report needs no hypercalls, and what comes next is where a host that is not as it should be makes us panic.
+    super::crash::arm();
     hypervisor.enable_hypercalls(&PLATFORM, GuestId::default())?;
     super::clock::start(hypervisor);
-    super::crash::arm();
     time::reached("hyper-v");
     crate::end::set_leave(leave);
     let bus = connect()?;
