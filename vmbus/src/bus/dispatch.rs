@@ -43,6 +43,7 @@ impl BusInner {
     /// Takes the messages that lie in the current processor's slot, up to a bound. Returns how many.
     pub(super) fn pump(&self) -> usize {
         let count = (0..MESSAGES_AT_ONCE).take_while(|_| self.take_message()).count();
+        self.pay_debts();
         self.flush_releases();
         self.tell_offer_events();
         count

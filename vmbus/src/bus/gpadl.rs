@@ -160,12 +160,14 @@ impl BusInner {
         } else {
             until
         };
+        let owe = |error: &Error| self.owe_memory(error, place, id);
         let result = match ticket {
             Ok(ticket) => self
                 .post(&request, until, Some(&ticket))
+                .inspect_err(owe)
                 .and_then(|()| self.wait_for(&ticket, until)),
             // Without a place to wait: the answer unparks the memory.
-            Err(error) => self.try_post(request.as_slice()).and(Err(error)),
+            Err(error) => self.try_post(request.as_slice()).inspect_err(owe).and(Err(error)),
         };
         if self.gpadls.take_confirmed(id) {
             return Ok(());

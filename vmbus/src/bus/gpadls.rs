@@ -6,7 +6,7 @@
 //! that happens it is lost on purpose, since the host might still write to it.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::Error;
 use super::parked::{Kept, Parked};
@@ -20,6 +20,8 @@ struct Held {
     channel: ChannelId,
     len_bytes: u64,
     is_tearing_down: bool,
+    /// The host was too busy to be asked: it is asked when it is parked, and the host takes it.
+    is_owed: bool,
     /// The host has given it up; its owner has not asked yet.
     is_confirmed: bool,
     parked: Option<Parked>,
@@ -40,6 +42,8 @@ pub(super) struct Gpadls {
     state: Lock<State>,
     /// The earliest `free_at`, in reference units.
     due: AtomicU64,
+    /// The host is to be asked for something that is parked.
+    has_debts: AtomicBool,
 }
 
 /// What the host's word about a teardown meant.
@@ -84,6 +88,7 @@ impl Gpadls {
                 is_lost: false,
             }),
             due: AtomicU64::new(u64::MAX),
+            has_debts: AtomicBool::new(false),
         })
     }
 
@@ -119,6 +124,7 @@ impl Gpadls {
                 channel,
                 len_bytes,
                 is_tearing_down: false,
+                is_owed: false,
                 is_confirmed: false,
                 parked: None,
                 free_at: None,
@@ -151,7 +157,42 @@ impl Gpadls {
 
     /// Notes that the host is asked to give up a GPADL.
     pub(super) fn begin_teardown(&self, id: GpadlId) {
-        self.change(id, |held| held.is_tearing_down = true);
+        self.change(id, |held| {
+            held.is_tearing_down = true;
+            held.is_owed = false;
+        });
+    }
+
+    /// Notes that the host was too busy to be asked for a GPADL, which is parked or about to be, unless its channel `is_withdrawn`.
+    /// Asked under the lock, as in [`Gpadls::park`].
+    pub(super) fn owe(&self, id: GpadlId, is_withdrawn: impl FnOnce() -> bool) {
+        self.change(id, |held| held.is_owed = !is_withdrawn());
+        // Release: pairs with the acquire in `has_debts`.
+        self.has_debts.store(true, Ordering::Release);
+    }
+
+    /// Returns true if the host may have to be asked for something.
+    pub(super) fn has_debts(&self) -> bool {
+        self.has_debts.load(Ordering::Acquire)
+    }
+
+    /// Returns a GPADL that the host is to be asked for now, until [`Gpadls::paid`].
+    pub(super) fn next_owed(&self) -> Option<(ChannelId, GpadlId)> {
+        if !self.has_debts() {
+            return None;
+        }
+        let mut state = self.lock();
+        let Some(held) = state.held.iter_mut().flatten().find(|held| held.is_owed) else {
+            self.has_debts.store(false, Ordering::Release);
+            return None;
+        };
+        held.is_tearing_down = true;
+        Some((held.channel, held.id))
+    }
+
+    /// The host was asked, or cannot be.
+    pub(super) fn paid(&self, id: GpadlId) {
+        self.change(id, |held| held.is_owed = false);
     }
 
     /// Keeps memory from use until the host gives it up, or until the time that `free_at` returns.
@@ -200,13 +241,16 @@ impl Gpadls {
         }
     }
 
-    /// Lets parked memory of a withdrawn channel go back to use at `free_at`.
+    /// Lets parked memory of a withdrawn channel go back to use at `free_at`. The host is asked for it no more.
     pub(super) fn channel_withdrawn(&self, channel: ChannelId, free_at: Option<Instant>) {
         let mut is_any = false;
         for held in self.lock().held.iter_mut().flatten() {
-            if held.channel == channel && held.parked.is_some() && held.free_at.is_none() {
-                held.free_at = free_at;
-                is_any = true;
+            if held.channel == channel {
+                held.is_owed = false;
+                if held.parked.is_some() && held.free_at.is_none() {
+                    held.free_at = free_at;
+                    is_any = true;
+                }
             }
         }
         if is_any {
@@ -258,11 +302,11 @@ impl Gpadls {
         Self::remove(&mut state, |held| held.parked.is_some()).and_then(|held| held.parked)
     }
 
-    /// Returns a GPADL of the host that is not being torn down.
+    /// Returns a GPADL of the host that it has not been asked for.
     pub(super) fn next_live(&self) -> Option<(ChannelId, GpadlId)> {
         let state = self.lock();
         let mut live = state.held.iter().flatten();
-        live.find(|held| !held.is_tearing_down)
+        live.find(|held| !held.is_tearing_down || held.is_owed)
             .map(|held| (held.channel, held.id))
     }
 

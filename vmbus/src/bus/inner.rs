@@ -1,7 +1,7 @@
 //! What the handles of one bus share: [`BusInner`], with the parts that everything else stands on: posting, waiting,
 //! signalling, and telling a processor that there is work.
 //!
-//! Locks, in the order in which they may nest: the lock of messages, then the table's, then those of replies and GPADLs.
+//! Locks, in the order in which they may nest: the lock of messages, then those of replies and GPADLs, then the table's.
 //! The gate of posting nests with none. No lock is held while anybody else's code runs: callbacks, the platform's wait,
 //! a server in this kernel, the logger.
 
@@ -22,10 +22,11 @@ use crate::fallible::try_vec_of;
 use crate::hyperv::{HypercallError, Hypervisor, MessageInput};
 use crate::memory::SharedPages;
 use crate::platform::{ProcessorIndex, TimedOut, Wait};
-use crate::protocol::channel::RelIdReleased;
+use crate::protocol::channel::{CloseChannel, RelIdReleased};
 use crate::protocol::contact::FeatureFlags;
+use crate::protocol::gpadl::GpadlTeardown;
 use crate::protocol::message::CHANNEL_MESSAGE;
-use crate::protocol::{ChannelId, ChannelMessage, ConnectionId, MessageBytes, Version, VpIndex};
+use crate::protocol::{ChannelId, ChannelMessage, ConnectionId, GpadlId, MessageBytes, Version, VpIndex};
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
 
@@ -83,6 +84,10 @@ pub(super) struct BusInner {
     emergency_input: MessageInput,
     pub(super) is_in_emergency: AtomicBool,
     pages: Option<HostPages>,
+    /// Somebody tells the host what it was too busy for.
+    is_paying: AtomicBool,
+    /// When it may be tried again, in reference units.
+    pay_again_at: AtomicU64,
     /// Held while a message is taken and its effects are made: they happen in the order of the messages.
     pub(super) messages: Lock<()>,
     pub(super) processors: Vec<Processor>,
@@ -146,6 +151,8 @@ impl BusInner {
             emergency_input: MessageInput::allocate(platform)?,
             is_in_emergency: AtomicBool::new(false),
             pages: Some(pages),
+            is_paying: AtomicBool::new(false),
+            pay_again_at: AtomicU64::new(0),
             messages: Lock::new(()),
             processors: try_vec_of(processors, |_| Processor::new())?,
             message_processor: AtomicU32::new(0),
@@ -392,6 +399,67 @@ impl BusInner {
         }
     }
 
+    /// Returns true for an error of posting that may be gone a moment later.
+    pub(super) const fn is_busy(error: &Error) -> bool {
+        match error {
+            Error::TimedOut | Error::Hypercall(HypercallError::InvalidConnection) => true,
+            Error::Hypercall(error) => error.is_transient(),
+            _ => false,
+        }
+    }
+
+    /// Has the host asked for memory later, if it was too busy to be asked.
+    pub(super) fn owe_memory(&self, error: &Error, place: usize, id: GpadlId) {
+        if Self::is_busy(error) {
+            self.gpadls.owe(id, || self.table.is_rescinded(place));
+        }
+    }
+
+    /// Tells the host what it was too busy for, as far as it takes it now: that channels are closed, and then that memory is wanted back.
+    /// Never waits.
+    pub(super) fn pay_debts(&self) {
+        if !self.table.has_debts() && !self.gpadls.has_debts() {
+            return;
+        }
+        // Relaxed: a time by itself. Whoever waits looks very often, and such a host is to be left alone for a while.
+        if self.now().reference_units() < self.pay_again_at.load(Ordering::Relaxed) {
+            return;
+        }
+        // One at a time: no memory is asked for before the host knows that its channel is closed.
+        if self.is_paying.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.pay_alone();
+        self.is_paying.store(false, Ordering::Release);
+    }
+
+    fn pay_alone(&self) {
+        while let Some((place, channel)) = self.table.next_owed() {
+            if !self.pay(&CloseChannel::new(channel).encode()) {
+                return;
+            }
+            self.table.paid(place, channel);
+        }
+        while let Some((channel, id)) = self.gpadls.next_owed() {
+            if !self.pay(&GpadlTeardown::new(channel, id).encode()) {
+                return;
+            }
+            self.gpadls.paid(id);
+        }
+    }
+
+    /// Posts a message that the host was too busy for; returns false if it is still.
+    fn pay(&self, message: &MessageBytes) -> bool {
+        let posted = self.try_post(message.as_slice());
+        let is_busy = posted.is_err_and(|error| Self::is_busy(&error));
+        if is_busy {
+            self.counters.busy_posts.add_one();
+            let again_at = self.now().saturating_add(LAST_POST_DELAY);
+            self.pay_again_at.store(again_at.reference_units(), Ordering::Relaxed);
+        }
+        !is_busy
+    }
+
     /// Tells the other ends that channel ids are free, as far as they take it now, and the operating system of offers that
     /// were held back until then. Never waits.
     pub(super) fn flush_releases(&self) {
@@ -452,8 +520,8 @@ impl BusInner {
     pub(super) fn with_all_locks_for_test<T>(&self, work: impl FnOnce() -> T) -> T {
         let _gate = self.gate.lock(self.platform);
         let _messages = self.messages.lock(self.platform);
-        self.table
-            .with_lock_for_test(|| self.replies.with_lock_for_test(|| self.gpadls.with_lock_for_test(work)))
+        self.replies
+            .with_lock_for_test(|| self.gpadls.with_lock_for_test(|| self.table.with_lock_for_test(work)))
     }
 
     /// Makes a processor look at its kicks.

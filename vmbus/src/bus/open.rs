@@ -65,6 +65,8 @@ impl Bus {
         let vp = bus
             .online_vp(parameters.target)
             .ok_or_else(|| bus.no_such_processor(parameters.target))?;
+        // Nobody may have looked since the host was too busy to be told that it is closed.
+        bus.pay_debts();
         let (place, offer) = bus.table.claim(channel)?;
         let core = self
             .make_core(place, &offer, parameters, sink, until)

@@ -25,7 +25,8 @@ impl Channel {
     ///
     /// [`Error::WouldDeadlock`] from the channel's own callback, with nothing changed; [`Error::NotOpen`] if it is closed
     /// already. Any other error is told after everything was done that could be: the channel is closed; memory that the
-    /// other end has not given up in time is kept from use until it has.
+    /// other end has not given up in time is kept from use until it has. A host that was too busy to be told is told later, and the
+    /// channel is in use until then.
     pub fn close(&self, deadline: Deadline) -> Result<(), Error> {
         self.core.close(deadline)
     }

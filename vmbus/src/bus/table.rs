@@ -21,6 +21,8 @@ struct Entry {
     is_held: bool,
     is_rescinded: bool,
     is_open: bool,
+    /// It was closed, and the host was too busy to be told: it is not opened before it has been.
+    owes_close: bool,
     /// The host is being told that its id is free.
     is_releasing: bool,
     /// The open channel, and each of its GPADLs.
@@ -67,6 +69,7 @@ pub(super) struct Table {
     sequence: AtomicU64,
     generation: AtomicU64,
     has_releases: AtomicBool,
+    has_debts: AtomicBool,
 }
 
 impl Table {
@@ -80,6 +83,7 @@ impl Table {
             sequence: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             has_releases: AtomicBool::new(false),
+            has_debts: AtomicBool::new(false),
         })
     }
 
@@ -150,6 +154,7 @@ impl Table {
             is_held,
             is_rescinded: false,
             is_open: false,
+            owes_close: false,
             is_releasing: false,
             users: 0,
         });
@@ -230,7 +235,7 @@ impl Table {
         if entry.is_rescinded {
             return Err(Error::Rescinded(channel));
         }
-        if entry.is_open {
+        if entry.is_open || entry.owes_close {
             return Err(Error::InUse(channel));
         }
         entry.is_open = true;
@@ -253,6 +258,46 @@ impl Table {
         self.with_entry(place, |entry| {
             entry.is_open = false;
             entry.users = entry.users.saturating_sub(1);
+        });
+    }
+
+    /// Notes that the host was too busy to be told that the channel closes, which is open still.
+    pub(super) fn owe_close(&self, place: usize) {
+        self.with_entry(place, |entry| entry.owes_close = true);
+        // Release: pairs with the acquire in `has_debts`.
+        self.has_debts.store(true, Ordering::Release);
+    }
+
+    /// Returns true if the host may have to be told of a channel that it was closed.
+    pub(super) fn has_debts(&self) -> bool {
+        self.has_debts.load(Ordering::Acquire)
+    }
+
+    /// Returns a channel of which the host is to be told that it was closed, until [`Table::paid`]. One that was withdrawn is closed
+    /// all the same.
+    pub(super) fn next_owed(&self) -> Option<(usize, ChannelId)> {
+        if !self.has_debts() {
+            return None;
+        }
+        let entries = self.lock();
+        let mut owing = entries
+            .iter()
+            .enumerate()
+            .filter_map(|(place, entry)| Some((place, entry.as_ref()?)))
+            .filter(|(_, entry)| entry.owes_close && !entry.is_rescinded);
+        let found = owing.next().map(|(place, entry)| (place, entry.offer.channel));
+        if found.is_none() {
+            self.has_debts.store(false, Ordering::Release);
+        }
+        found
+    }
+
+    /// The host was told that the channel closes, or cannot be told.
+    pub(super) fn paid(&self, place: usize, channel: ChannelId) {
+        self.with_entry(place, |entry| {
+            if entry.offer.channel == channel {
+                entry.owes_close = false;
+            }
         });
     }
 

@@ -2,6 +2,7 @@
 
 mod channels;
 mod connection;
+mod debts;
 mod end;
 mod gpadls;
 #[cfg(feature = "host")]

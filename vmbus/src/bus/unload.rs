@@ -51,6 +51,7 @@ impl BusInner {
         let until = deadline.resolve(start).map_or(limit, |until| until.min(limit));
         let can_unload = self.version() >= Version::V3_0;
         self.close_channels(until);
+        self.pay_debts();
         if !can_unload {
             self.take_memory_back(until);
         }
