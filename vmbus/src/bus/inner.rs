@@ -356,7 +356,7 @@ impl BusInner {
     }
 
     /// Posts a message, again and again with growing delays while the host is busy, and gives up at `until`, after the
-    /// configured time, or when `ticket`, the answer that it is for, has come or become hopeless.
+    /// configured time, or when the answer that `ticket` is for has come or become hopeless.
     pub(super) fn post(
         &self,
         message: &MessageBytes,
@@ -392,8 +392,8 @@ impl BusInner {
             let pause_end = now.saturating_add(delay).min(end);
             // Its deadline is the point of it.
             let _ = self.wait_until(Some(pause_end), || ticket.is_some_and(Ticket::is_answered));
-            if let Some(failure) = ticket.and_then(Ticket::failure) {
-                return Err(failure);
+            if let Some(outcome) = ticket.and_then(Ticket::outcome) {
+                return outcome;
             }
             delay = delay.saturating_mul(2).min(LAST_POST_DELAY);
         }
