@@ -230,7 +230,8 @@ impl Table {
         let entry = entries
             .get_mut(place)
             .and_then(Option::as_mut)
-            .filter(|entry| entry.offer.channel == channel)
+            // Another one with the same id may have come since, and be held back.
+            .filter(|entry| entry.offer.channel == channel && !entry.is_held)
             .ok_or(Error::NoSuchChannel(channel))?;
         if entry.is_rescinded {
             return Err(Error::Rescinded(channel));
@@ -301,10 +302,10 @@ impl Table {
         });
     }
 
-    /// Notes a further user of an offer's entry: a GPADL. Returns false if the entry is another offer's by now.
+    /// Notes a further user of an offer's entry: a GPADL. Returns false if the entry is another offer's by now, or about to be.
     pub(super) fn add_user(&self, place: usize, offer: &Offer) -> bool {
         let added = self.with_entry(place, |entry| {
-            let is_same = entry.offer.sequence == offer.sequence;
+            let is_same = entry.offer.sequence == offer.sequence && !entry.is_releasing;
             entry.users = entry.users.saturating_add(u32::from(is_same));
             is_same
         });

@@ -7,6 +7,7 @@ mod end;
 mod gpadls;
 #[cfg(feature = "host")]
 mod local;
+mod looks;
 mod meanwhile;
 mod messages;
 mod offers;
