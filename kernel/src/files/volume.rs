@@ -19,6 +19,10 @@ type Names = LossyOemCpConverter;
 /// Entries of a folder that are listed at most: a damaged folder may seem endless.
 const MAX_ENTRIES: usize = 10_000;
 
+/// How often one call may read from the range, besides twice for each 512 bytes of it: what is damaged may go round in circles, and the
+/// file system follows it. A folder of 65,536 entries, as long as there can be, takes a million.
+const PATIENCE: u64 = if cfg!(test) { 1 << 17 } else { 1 << 23 };
+
 /// A file system on a range of a disk. What a call that changes something has done is on the disk, and flushed, when it returns.
 pub struct Volume<B: Blocks> {
     files: FileSystem<Range<B>, Time, Names>,
@@ -27,7 +31,27 @@ pub struct Volume<B: Blocks> {
 }
 
 /// The range, in two hands. Nobody waits for the lock: a volume is used by one task at a time.
-struct Range<B: Blocks>(Arc<Mutex<Stream<B>>>);
+struct Range<B: Blocks>(Arc<Mutex<Bounded<B>>>);
+
+/// A stream that is not read without end.
+struct Bounded<B: Blocks> {
+    stream: Stream<B>,
+    reads_left: u64,
+}
+
+impl<B: Blocks> Range<B> {
+    fn new(stream: Stream<B>) -> Self {
+        let range = Self(Arc::new(Mutex::new(Bounded { stream, reads_left: 0 })));
+        range.begin();
+        range
+    }
+
+    /// A call begins.
+    fn begin(&self) {
+        let mut range = self.0.lock();
+        range.reads_left = PATIENCE + range.stream.len() / 256;
+    }
+}
 
 impl<B: Blocks> IoBase for Range<B> {
     type Error = BlockError;
@@ -35,23 +59,25 @@ impl<B: Blocks> IoBase for Range<B> {
 
 impl<B: Blocks> fat::Read for Range<B> {
     fn read(&mut self, into: &mut [u8]) -> Result<usize, BlockError> {
-        self.0.lock().read(into)
+        let mut range = self.0.lock();
+        range.reads_left = range.reads_left.checked_sub(1).ok_or(BlockError::EndOfVolume)?;
+        range.stream.read(into)
     }
 }
 
 impl<B: Blocks> fat::Write for Range<B> {
     fn write(&mut self, from: &[u8]) -> Result<usize, BlockError> {
-        self.0.lock().write(from)
+        self.0.lock().stream.write(from)
     }
 
     fn flush(&mut self) -> Result<(), BlockError> {
-        self.0.lock().flush()
+        self.0.lock().stream.flush()
     }
 }
 
 impl<B: Blocks> fat::Seek for Range<B> {
     fn seek(&mut self, to: fat::SeekFrom) -> Result<u64, BlockError> {
-        self.0.lock().seek(to)
+        self.0.lock().stream.seek(to)
     }
 }
 
@@ -131,7 +157,7 @@ impl<B: Blocks> Volume<B> {
     /// [`FileError::Damaged`] if there is none; [`FileError::Disk`].
     pub fn open(range: Stream<B>) -> Result<Self, FileError> {
         let options = FsOptions::new().time_provider(NullTimeProvider::new());
-        let range = Range(Arc::new(Mutex::new(range)));
+        let range = Range::new(range);
         Ok(Self {
             files: FileSystem::new(Range(range.0.clone()), options)?,
             range,
@@ -171,7 +197,9 @@ impl<B: Blocks> Volume<B> {
         self.files.volume_label().trim().to_string()
     }
 
+    /// The first folder, with which every call begins.
     fn root(&self) -> Dir<'_, Range<B>, Time, Names> {
+        self.range.begin();
         self.files.root_dir()
     }
 
@@ -255,7 +283,7 @@ impl<B: Blocks> Volume<B> {
     }
 
     fn flush(&self) -> Result<(), FileError> {
-        Ok(self.range.0.lock().flush()?)
+        Ok(self.range.0.lock().stream.flush()?)
     }
 
     /// Writes everything to the disk and lets go of it.
@@ -264,8 +292,9 @@ impl<B: Blocks> Volume<B> {
     ///
     /// What the disk says.
     pub fn close(self) -> Result<(), FileError> {
+        self.range.begin();
         self.files.unmount()?;
-        Ok(self.range.0.lock().flush()?)
+        Ok(self.range.0.lock().stream.flush()?)
     }
 }
 
@@ -429,6 +458,46 @@ mod tests {
         let (disk, range) = kept(MIB);
         disk.0.borrow_mut().broken = true;
         assert!(matches!(Volume::open(range).err(), Some(FileError::Disk(_))));
+    }
+
+    /// A FAT16 volume with a folder whose first cluster, which is full, is followed by itself.
+    fn with_an_endless_folder() -> Vec<u8> {
+        let mut bytes = Cursor::new(of_another_program(8, fatfs::FatType::Fat16));
+        {
+            let files = fatfs::FileSystem::new(&mut bytes, fatfs::FsOptions::new()).unwrap();
+            let folder = files.root_dir().create_dir("LOOP").unwrap();
+            // A cluster has 16 entries.
+            for number in 0..16 {
+                folder.create_file(&format!("F{number}")).unwrap();
+            }
+        }
+        let mut bytes = bytes.into_inner();
+        let word = |bytes: &[u8], at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let (reserved, tables, table) = (word(&bytes, 14) * 512, usize::from(bytes[16]), word(&bytes, 22) * 512);
+        let root = reserved + tables * table;
+        let entry = (root..)
+            .step_by(32)
+            .find(|at| bytes[*at..].starts_with(b"LOOP    "))
+            .unwrap();
+        let cluster = word(&bytes, entry + 26);
+        for table_number in 0..tables {
+            let at = reserved + table_number * table + cluster * 2;
+            assert_ne!(word(&bytes, at), cluster);
+            bytes[at..at + 2].copy_from_slice(&u16::try_from(cluster).unwrap().to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_folder_without_end_is_damage() {
+        let volume = Volume::open(stream(with_an_endless_folder())).unwrap();
+        assert_eq!(volume.read("/LOOP/none", MIB), Err(FileError::Damaged));
+        assert_eq!(volume.write("/LOOP/none", b"x"), Err(FileError::Damaged));
+        assert_eq!(volume.remove("/LOOP/none"), Err(FileError::Damaged));
+        assert_eq!(volume.list("/LOOP/none"), Err(FileError::Damaged));
+        // What is found before is found.
+        assert_eq!(volume.read("/LOOP/F0", MIB).unwrap(), []);
+        assert_eq!(volume.read("/etc/a long name.config", MIB).unwrap(), [b'x'; 70_000]);
     }
 
     proptest! {
