@@ -4,7 +4,7 @@
 //! - [`memory_map`]: physical memory by kind, sorted and free of overlaps;
 //! - [`pvh`] and [`linux`]: direct boot; both turn what the host left in memory into a [`BootInfo`];
 //! - [`rsdp`]: the search for the ACPI root pointer where nobody tells;
-//! - [`command_line`]: the kernel's options;
+//! - [`command_line`]: the kernel's options; [`text`]: the file that they stand in;
 //! - [`note`]: the ELF notes in which the kernel image names its entries.
 //! - [`image`] and [`paging`]: what a loader does with that image: check it, place it, map it.
 //!
@@ -22,6 +22,7 @@ pub mod paging;
 pub mod physical;
 pub mod pvh;
 pub mod rsdp;
+pub mod text;
 
 pub use command_line::Options;
 pub use info::{BootInfo, BootMethod};

@@ -49,15 +49,9 @@ fn is_missing(error: &FileError) -> bool {
     }
 }
 
-/// Takes the text of a file that any editor may have written: with a byte order mark, with line ends, with remarks (`#`).
+/// Takes the text of a file that any editor may have written.
 fn text(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
     let mut line = String::new();
-    for part in text.trim_start_matches('\u{feff}').lines().map(str::trim) {
-        if !part.is_empty() && !part.starts_with('#') {
-            line.push_str(part);
-            line.push(' ');
-        }
-    }
+    boot::text::command_line(bytes, |character| line.push(character));
     line
 }
