@@ -9,6 +9,8 @@
 //! something is measured by criterion, see `rest.rs`.
 //!
 //! With `plot FILE` it draws the rows of the twice-mapped ring as well.
+//! First of all it looks whether an optimised caller keeps what it has in vector registers, see `vectors.rs`.
+//!
 //! With `instructions NAME COUNT` it does one operation COUNT times and nothing else, for valgrind to count; see the test
 //! `instructions`.
 
@@ -37,6 +39,8 @@ mod threads;
 #[cfg(target_os = "linux")]
 #[path = "../../src/ring/tests/twice.rs"]
 mod twice;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod vectors;
 
 #[cfg(target_os = "linux")]
 use linux::time;
@@ -289,6 +293,8 @@ mod linux {
     }
 
     pub(crate) fn main() {
+        #[cfg(target_arch = "x86_64")]
+        crate::vectors::check();
         let mut arguments = std::env::args().skip(1);
         let first = arguments.next().unwrap_or_default();
         if first == "instructions" {

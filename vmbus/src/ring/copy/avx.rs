@@ -415,8 +415,30 @@ pub(in crate::ring) unsafe fn wide_from_shared(dst: *mut u8, src: *const u8, len
 #[inline(always)]
 fn leave() {
     if cfg!(not(target_feature = "avx")) {
-        // SAFETY: AVX was used right before; nothing compiled without it keeps anything in the upper halves.
-        unsafe { asm!("vzeroupper", options(nomem, nostack, preserves_flags)) };
+        // SAFETY: AVX was used right before. All registers are declared whose upper halves this clears: this crate is compiled without
+        // AVX, but the function that all of this is inlined into may be compiled with it, and keep something there.
+        unsafe {
+            asm!(
+                "vzeroupper",
+                out("xmm0") _,
+                out("xmm1") _,
+                out("xmm2") _,
+                out("xmm3") _,
+                out("xmm4") _,
+                out("xmm5") _,
+                out("xmm6") _,
+                out("xmm7") _,
+                out("xmm8") _,
+                out("xmm9") _,
+                out("xmm10") _,
+                out("xmm11") _,
+                out("xmm12") _,
+                out("xmm13") _,
+                out("xmm14") _,
+                out("xmm15") _,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
     }
 }
 
