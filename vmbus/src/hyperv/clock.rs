@@ -26,6 +26,8 @@ const UNITS_PER_SECOND: u64 = 10_000_000;
 const ASSUMED_TSC_HZ: u64 = 5_000_000_000;
 /// A TSC slower than this is no TSC of an x86-64 processor.
 const LEAST_TSC_HZ: u64 = 1_000_000;
+/// Stands for a frequency that was asked for and that nobody tells.
+const NOT_TOLD: u64 = u64::MAX;
 
 /// Where the time comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,7 +73,7 @@ impl From<OverlayError> for ReferenceTscError {
 pub(super) struct Clock {
     /// Once on, the page stays until the hypervisor object is gone: readers take no lock and count nothing.
     page: spin::Once<Overlay>,
-    /// The frequency of the TSC, found at the first need; 0: not yet.
+    /// The frequency of the TSC, asked for at the first need; 0: not yet.
     tsc_hz: AtomicU64,
     has_counter: bool,
     has_frequencies: bool,
@@ -154,19 +156,19 @@ impl Clock {
 
     /// Returns the TSC's frequency in hertz, and true if somebody told it (false: it is assumed).
     pub(super) fn tsc_frequency(&self, machine: &'static dyn Machine) -> (u64, bool) {
-        let known = self.tsc_hz.load(Ordering::Relaxed);
-        if known != 0 {
-            return (known, known != ASSUMED_TSC_HZ);
+        match self.tsc_hz.load(Ordering::Relaxed) {
+            0 => {}
+            NOT_TOLD => return (ASSUMED_TSC_HZ, false),
+            told => return (told, true),
         }
         let told = self
             .has_frequencies
             .then(|| Registers::of(machine).read(Register::TSC_FREQUENCY))
-            .filter(|hz| *hz >= LEAST_TSC_HZ)
+            .filter(|hz| (LEAST_TSC_HZ..NOT_TOLD).contains(hz))
             .or_else(|| frequency_from_cpuid(machine));
-        let hz = told.unwrap_or(ASSUMED_TSC_HZ);
         // Relaxed: every processor that comes here finds the same.
-        self.tsc_hz.store(hz, Ordering::Relaxed);
-        (hz, told.is_some())
+        self.tsc_hz.store(told.unwrap_or(NOT_TOLD), Ordering::Relaxed);
+        (told.unwrap_or(ASSUMED_TSC_HZ), told.is_some())
     }
 }
 

@@ -253,3 +253,12 @@ fn the_page_goes_off_and_on_and_back_at_the_end() {
     assert_eq!(machine.take_writes(), [(0x4000_0021, 0x1_0000_0006)]);
     assert_eq!(machine.platform.pages_in_use(), 0);
 }
+
+#[test]
+fn b3_a_frequency_that_is_told_stays_told_also_if_it_is_the_one_that_would_be_assumed() {
+    let machine = FakeMachine::leak(HYPER_V, &registers_after_reset());
+    machine.set(0x4000_0022, 5_000_000_000);
+    let hypervisor = machine.hypervisor();
+    assert_eq!(hypervisor.tsc_frequency_hz(), Some(5_000_000_000));
+    assert_eq!(hypervisor.tsc_frequency_hz(), Some(5_000_000_000));
+}
