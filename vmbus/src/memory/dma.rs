@@ -97,7 +97,10 @@ impl DmaBuffer {
     #[must_use]
     pub fn pfns(&self) -> &[Pfn] {
         let first = self.offset / PAGE_SIZE;
-        let count = pages_for(self.offset_in_page().saturating_add(self.len));
+        let count = match self.len {
+            0 => 0,
+            len => pages_for(self.offset_in_page().saturating_add(len)),
+        };
         self.block
             .pfns
             .get(first..first.saturating_add(count))

@@ -171,7 +171,7 @@ impl Mdl {
         len: usize,
     ) -> Result<Self, DmaError> {
         let offset_in_page = base.addr().get() % PAGE_SIZE;
-        let page_count = pages_for(offset_in_page + len);
+        let page_count = if len == 0 { 0 } else { pages_for(offset_in_page + len) };
         let mut pfns = try_vec_with_capacity(page_count)?;
         for index in 0..page_count {
             // The first byte of the range in that page.
@@ -351,11 +351,14 @@ impl Mdl {
     #[must_use]
     pub fn wire_extent(&self) -> WireExtent {
         let mut extent = WireExtent::default();
+        if self.len == 0 {
+            return extent;
+        }
         if let Chain::One(piece) = &self.chain {
             // One piece is contiguous in the kernel's address space or in the page list: one range.
             let (_, start) = piece.pages_at(self.offset);
             extent.pages = pages_for(start % PAGE_SIZE + self.len);
-            extent.ranges = usize::from(self.len > 0);
+            extent.ranges = 1;
             return extent;
         }
         let mut last: Option<PageSpan> = None;

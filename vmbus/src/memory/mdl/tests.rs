@@ -181,3 +181,20 @@ fn no_memory_is_an_error_that_leaves_nothing_behind() {
     assert!(matches!(DmaBuffer::allocate(platform, 0), Err(DmaError::OutOfPages(_))));
     assert_eq!(platform.pages_in_use(), 0);
 }
+
+#[test]
+fn no_bytes_touch_no_page() {
+    let platform = platform();
+    let whole = buffer(platform, 100, 7);
+    assert_eq!(whole.slice(100, 0).unwrap().pfns(), []);
+    assert_eq!(whole.slice(0, 0).unwrap().pfns(), []);
+    let none = Mdl::from(whole.clone()).range(100, 0).unwrap();
+    let chained = Mdl::chain([Mdl::from(whole)]).unwrap().range(100, 0).unwrap();
+    for mdl in [Mdl::empty(), none, chained] {
+        assert_eq!((mdl.len(), mdl.page_spans().count()), (0, 0));
+        assert_eq!(mdl.wire_extent(), WireExtent::default());
+    }
+    // SAFETY: nothing lies there, and so many bytes are asked for.
+    let kernel = unsafe { Mdl::from_kernel_memory(platform, NonNull::<u64>::dangling().cast(), 0) };
+    assert!(kernel.is_ok_and(|mdl| mdl.wire_extent() == WireExtent::default()));
+}
