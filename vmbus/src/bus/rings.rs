@@ -131,7 +131,7 @@ unsafe impl GpadlMemory for Shared<SharedPages> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::RingMemory;
+    use crate::ring::Words;
     use crate::testing::FakePlatform;
 
     #[test]

@@ -7,18 +7,34 @@ use super::control::Control;
 use super::geometry::padded;
 use super::sync::AtomicU32;
 
-pub(super) mod sealed {
-    pub trait Sealed {}
-}
-
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("VMBus exists on 64-bit machines only, and sums of offsets and lengths rely on it");
+
+/// The memory of a ring: [`SharedRing`](super::SharedRing).
+///
+/// What lies in it is reached by the two halves of a ring alone, which know where its words begin:
+///
+/// ```compile_fail,E0624
+/// use vmbus::ring::RingMemory;
+///
+/// fn between_two_words(ring: &impl RingMemory) {
+///     ring.store_words(3, [0]);
+/// }
+/// ```
+#[expect(
+    private_bounds,
+    reason = "sealed, and its functions are this crate's: they rely on where they are asked to store"
+)]
+pub trait RingMemory: Words {}
+
+impl<M: Words> RingMemory for M {}
 
 /// Control words and data of a ring.
 ///
 /// Offsets may lie anywhere below twice the size: they wrap once. An access that is longer than the ring, or starts behind
-/// that, is a mistake of this crate; it does nothing in release builds.
-pub trait RingMemory: sealed::Sealed {
+/// that, is a mistake of this crate; it does nothing in release builds. To store or load words elsewhere than at a multiple of 8 is
+/// undefined behaviour.
+pub(crate) trait Words {
     /// The control page.
     fn control(&self) -> &Control;
 

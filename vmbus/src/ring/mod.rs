@@ -81,6 +81,9 @@ pub use control::Control;
 pub use error::{Corruption, InvalidRing, ReadError, WriteError};
 pub use external::{External, ExternalToSend, GpaRange, GpaRangeToSend, GpaRanges, TransferPages};
 pub use memory::RingMemory;
+#[cfg(test)]
+#[cfg(feature = "alloc")]
+pub(crate) use memory::Words;
 pub use packet::{Header, Packet, PacketToSend};
 pub use producer::{Producer, Room};
 pub use reservation::Reservation;

@@ -7,9 +7,9 @@ use loom::sync::{Arc, Notify};
 use loom::thread;
 
 use super::control::Control;
-use super::memory::sealed::Sealed;
+use super::memory::Words;
 use super::sync::{AtomicU32, publish};
-use super::{Consumer, Header, Producer, RingMemory, Room, Signal, WriteError};
+use super::{Consumer, Header, Producer, Room, Signal, WriteError};
 
 /// Words of the ring: two packets with one word of payload each, and the gap.
 const WORDS: usize = 9;
@@ -37,9 +37,7 @@ impl Ring {
     }
 }
 
-impl Sealed for Ring {}
-
-impl RingMemory for Ring {
+impl Words for Ring {
     fn control(&self) -> &Control {
         &self.0.control
     }

@@ -13,7 +13,7 @@ use super::control::Control;
 use super::copy;
 use super::error::InvalidRing;
 use super::geometry::{Geometry, padded};
-use super::memory::{RingMemory, sealed};
+use super::memory::Words;
 use super::sync::{AtomicU32, publish, publish_here};
 use crate::protocol::packet::PAGE_SIZE;
 
@@ -174,9 +174,7 @@ struct Split {
     wrapped: *mut u8,
 }
 
-impl<K> sealed::Sealed for SharedRing<K> {}
-
-impl<K> RingMemory for SharedRing<K> {
+impl<K> Words for SharedRing<K> {
     #[inline]
     fn control(&self) -> &Control {
         // SAFETY: the page is valid and aligned (constructor), and `Control` is nothing but atomics.

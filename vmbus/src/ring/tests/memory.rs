@@ -6,7 +6,8 @@ use core::ptr::NonNull;
 
 use super::support::{Peer, pattern};
 use crate::ring::copy;
-use crate::ring::{InvalidRing, RingMemory, SharedRing};
+use crate::ring::memory::Words;
+use crate::ring::{InvalidRing, SharedRing};
 
 /// Lengths around all thresholds.
 fn lengths() -> Vec<usize> {

@@ -1,7 +1,7 @@
 //! What mutation testing found that nothing showed: `MUTANTS.md`.
 
 use super::support::{IN, OUT, PENDING, Peer};
-use crate::ring::memory::RingMemory;
+use crate::ring::memory::Words;
 use crate::ring::{Consumer, Corruption, Header, Producer, ReadError, Room, Signal, WriteError};
 
 const ID: Header = Header::in_band(1);
