@@ -1,6 +1,8 @@
 //! The rings of a channel inside this kernel: one block of pages, seen from both ends.
 #![expect(unsafe_code, reason = "makes rings of pages that both ends reach")]
 
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
 use crate::Platform;
 use crate::fallible::Shared;
 use crate::kmcl::Error;
@@ -24,8 +26,8 @@ fn ring(pages: &Shared<SharedPages>, first: usize, data_pages: usize) -> Result<
     let control = unsafe { pages.base().add(first.wrapping_mul(PAGE_SIZE)) };
     // SAFETY: at least one more page lies behind it.
     let data = unsafe { control.add(PAGE_SIZE) };
-    // SAFETY: 1. the pages lie inside the block, which the keeper keeps; 2. the block is made below for these rings, and
-    // nothing else reaches it.
+    // SAFETY: 1. the pages lie inside the block, which the keeper keeps; 2. the block is made below for these rings, and what else
+    // reaches it (`forge_...`) does so by the same atomics.
     let ring = unsafe { SharedRing::new(control, data, size, pages.clone()) }.map_err(|_| Error::Bus)?;
     Ok(match pages.platform().callers() {
         Callers::Anywhere => ring,
@@ -59,19 +61,23 @@ impl Block {
         self.to_server_pages.saturating_add(1).saturating_mul(PAGE_SIZE)
     }
 
-    fn forge(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
-        self.pages.write_at(offset, bytes).map_err(|_| Error::Bus)
+    /// A word of a control page. Never in bytes: the other end may be looking at it as this.
+    fn control_word(&self, offset: usize) -> Result<&AtomicU32, Error> {
+        self.pages.word(offset).map_err(|_| Error::Bus)
     }
 
     /// Writes the server's write index, as it may not be.
     pub(super) fn forge_write_index(&self, index: u32) -> Result<(), Error> {
-        self.forge(self.to_client_start(), &index.to_le_bytes())
+        self.control_word(self.to_client_start())?
+            .store(index, Ordering::Release);
+        Ok(())
     }
 
     /// Writes the server's read index, as it may not be.
     pub(super) fn forge_read_index(&self, index: u32) -> Result<(), Error> {
         // Behind the write index of the ring to the server, which is the block's first.
-        self.forge(4, &index.to_le_bytes())
+        self.control_word(4)?.store(index, Ordering::Release);
+        Ok(())
     }
 
     /// Puts an in-band packet of 16 bytes with its trailer behind what the server has written, of which the descriptor says
@@ -79,18 +85,20 @@ impl Block {
     pub(super) fn forge_packet(&self, data_offset8: u16, length8: u16) -> Result<(), Error> {
         const LEN: usize = 24;
         let size = self.to_client_pages.saturating_mul(PAGE_SIZE);
-        let mut index = [0; 4];
-        self.pages
-            .read_at(self.to_client_start(), &mut index)
-            .map_err(|_| Error::Bus)?;
-        let index = usize::try_from(u32::from_le_bytes(index)).map_err(|_| Error::Bus)?;
+        let index = self.control_word(self.to_client_start())?.load(Ordering::Relaxed);
+        // It may have been forged.
+        let index = usize::try_from(index & !7).map_err(|_| Error::Bus)?;
         let place = |offset: usize| index.saturating_add(offset).checked_rem(size).unwrap_or(0);
         let [d0, d1] = data_offset8.to_le_bytes();
         let [l0, l1] = length8.to_le_bytes();
         let descriptor = [PacketType::IN_BAND.0.to_le_bytes()[0], 0, d0, d1, l0, l1, 0, 0];
         for (offset, word) in [(0, descriptor), (8, [0; 8]), (16, [0; 8])] {
             let data = self.to_client_start().saturating_add(PAGE_SIZE);
-            self.forge(data.saturating_add(place(offset)), &word)?;
+            let target: &AtomicU64 = self
+                .pages
+                .word(data.saturating_add(place(offset)))
+                .map_err(|_| Error::Bus)?;
+            target.store(u64::from_le_bytes(word), Ordering::Relaxed);
         }
         self.forge_write_index(u32::try_from(place(LEN)).map_err(|_| Error::Bus)?)
     }
