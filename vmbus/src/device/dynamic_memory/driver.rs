@@ -272,7 +272,8 @@ impl Outbox for Sender<'_> {
         match self.0.send_synchronous(request) {
             Ok(_) => Ok(()),
             Err(refused) => Err(match refused.error {
-                Error::Gone(_) | Error::WrongState => SendError::Gone,
+                // A broken ring takes nothing any more: the channel ends soon.
+                Error::Gone(_) | Error::WrongState | Error::Corrupt => SendError::Gone,
                 _ => SendError::Full,
             }),
         }

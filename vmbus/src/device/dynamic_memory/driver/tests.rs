@@ -337,3 +337,13 @@ fn a_channel_that_cannot_be_closed_now_stays_and_is_closed_later() {
     server.disable(SOON).map(drop).unwrap();
     assert_eq!(platform.pages_in_use(), 0);
 }
+
+#[test]
+fn a_ring_that_the_host_has_broken_is_no_full_one() {
+    let bench = Bench::new(TestPool::with_free(0..10));
+    let channel = bench.driver.channel.as_ref().unwrap();
+    let broken = crate::host::Misbehaviour::ReadIndex(3);
+    bench.host.misbehave(channel.id(), broken).unwrap();
+    let error = (0..10_000).find_map(|_| Sender(channel).send(&[0; 64]).err());
+    assert_eq!(error, Some(SendError::Gone));
+}
