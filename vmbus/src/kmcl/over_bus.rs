@@ -179,7 +179,7 @@ fn opened(channel: bus::Channel, offer: &Offer) -> Result<Opened, Error> {
     let transport: Box<dyn Transport> = try_box(BusTransport {
         platform: channel.bus().platform(),
         channel,
-        gpadls: Lock::new(Vec::new()),
+        gpadls: Lock::new(Some(Vec::new())),
     })?;
     Ok(Opened {
         rings,
@@ -247,7 +247,30 @@ struct BusTransport {
     platform: &'static dyn Platform,
     /// Dropped at the latest with the transport; in its own callback that ends the channel after the callback.
     channel: bus::Channel,
-    gpadls: Lock<Vec<bus::Gpadl<SharedMdl>>>,
+    /// None when the channel is closed: nothing is shared any more.
+    gpadls: Lock<Option<Vec<bus::Gpadl<SharedMdl>>>>,
+}
+
+impl BusTransport {
+    /// Makes room for one more GPADL.
+    fn reserve(&self) -> Result<(), Error> {
+        let mut gpadls = self.gpadls.lock(self.platform);
+        let gpadls = gpadls.as_mut().ok_or(Error::Gone(Gone::Closed))?;
+        gpadls.try_reserve(1).map_err(|_| OutOfMemory)?;
+        Ok(())
+    }
+
+    /// Keeps a GPADL until the channel is closed; gives it back, and says why, if it is by now, or another one has taken the room.
+    fn keep_gpadl(&self, gpadl: bus::Gpadl<SharedMdl>) -> Option<(Error, bus::Gpadl<SharedMdl>)> {
+        let mut gpadls = self.gpadls.lock(self.platform);
+        let Some(gpadls) = &mut *gpadls else {
+            return Some((Error::Gone(Gone::Closed), gpadl));
+        };
+        // Without room it comes back.
+        let _ = gpadls.try_reserve(1);
+        let refused = gpadls.push_within(gpadl).err();
+        refused.map(|gpadl| (OutOfMemory.into(), gpadl))
+    }
 }
 
 impl Transport for BusTransport {
@@ -296,19 +319,23 @@ impl Transport for BusTransport {
             return Err(Error::InvalidExternalData { len: mdl.len(), ranges });
         }
         let memory = SharedMdl::new(mdl)?;
-        self.gpadls
-            .lock(self.platform)
-            .try_reserve(1)
-            .map_err(|_| OutOfMemory)?;
+        self.reserve()?;
         let gpadl = self.channel.create_gpadl(memory, deadline)?;
         let id = gpadl.id();
-        self.gpadls.lock(self.platform).try_push(gpadl)?;
-        Ok(id)
+        match self.keep_gpadl(gpadl) {
+            None => Ok(id),
+            Some((error, gpadl)) => {
+                // In time, or the bus keeps it from use.
+                let _ = gpadl.teardown(deadline);
+                Err(error)
+            }
+        }
     }
 
     fn delete_gpadl(&self, gpadl: GpadlId, deadline: Deadline) -> Result<(), Error> {
         let gpadl = {
             let mut gpadls = self.gpadls.lock(self.platform);
+            let gpadls = gpadls.as_mut().ok_or(Error::UnknownGpadl)?;
             let place = gpadls.iter().position(|other| other.id() == gpadl);
             place
                 .and_then(|place| gpadls.swap_take(place))
@@ -333,8 +360,8 @@ impl Transport for BusTransport {
             Ok(())
         });
         // Memory that the host does not give up in time is kept from use by the bus.
-        let gpadls = core::mem::take(&mut *self.gpadls.lock(self.platform));
-        for gpadl in gpadls {
+        let gpadls = self.gpadls.lock(self.platform).take();
+        for gpadl in gpadls.into_iter().flatten() {
             if let Err(error) = gpadl.teardown(deadline) {
                 log::debug!(target: "vmbus::kmcl", "{}: memory is not given back yet: {error}", self.channel.id());
             }

@@ -148,3 +148,28 @@ fn a_channel_of_the_host_whose_last_handle_goes_in_its_own_callback_is_closed_be
     drop(buffer);
     ground.finish();
 }
+
+#[test]
+fn memory_that_is_shared_while_the_channel_is_closed_is_not_said_to_be_shared() {
+    for later in (0..).step_by(STEP_BY) {
+        let ground = Ground::new();
+        let channel = ground.client().enable(SOON).unwrap();
+        let buffer = ground.mdl(&[7; PAGE_SIZE]).into_dma_buffer().unwrap();
+        let other = channel.clone();
+        ground
+            .platform
+            .before_lock(later, move || drop(other.disable(SOON).unwrap()));
+        let memory = buffer.clone().into();
+        let result = channel.create_gpadl_from_mdl(GpadlAccess::ReadWrite, &memory, 0, 0, SOON);
+        let was_last = ground.platform.forget_meanwhile();
+        drop(memory);
+        if was_last {
+            assert!(result.is_ok());
+            break;
+        }
+        assert!(result.is_err(), "{later}");
+        ground.settle();
+        assert_eq!(ground.host.gpadl_count(), 0, "{later}");
+        assert!(buffer.is_sole_owner(), "{later}");
+    }
+}
