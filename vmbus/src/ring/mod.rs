@@ -82,7 +82,7 @@ pub use error::{Corruption, InvalidRing, ReadError, WriteError};
 pub use external::{External, ExternalToSend, GpaRange, GpaRangeToSend, GpaRanges, TransferPages};
 pub use memory::RingMemory;
 #[cfg(test)]
-#[cfg(feature = "alloc")]
+#[cfg(not(loom))]
 pub(crate) use memory::Words;
 pub use packet::{Header, Packet, PacketToSend};
 pub use producer::{Producer, Room};
