@@ -13,11 +13,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::host::{self, Kvm};
-use crate::nested::middle::{Ground, Middle};
+use crate::nested::middle::{EmulatorBroke, Ground, Middle};
 use crate::nested::wire::{Frame, Kind};
 use crate::nested::{Clock, Job, paths};
 use crate::process::{Child, command};
-use crate::progress::Step;
+use crate::progress::{Step, say};
 use crate::qemu::Accelerator;
 use crate::scenarios::gen2::PICTURE;
 use crate::scenarios::{Kernel, Scenario, Verdict};
@@ -233,17 +233,26 @@ struct Group {
 }
 
 impl Group {
-    /// Runs all; where the middle Linux breaks, the scenario that ran has failed, and the others get one more middle Linux.
+    /// Runs all; where the middle Linux breaks, the scenario that ran has failed, and the others get one more middle Linux. Where that
+    /// was the emulator's own mistake, which says nothing of the guest, the scenario runs again, twice in a group at most.
     fn run(&self, scenarios: &[Scenario], results: &Sender<(String, Verdict)>) {
         let mut done = 0;
         let mut lives = 2;
+        let mut spare = 2;
         while lives > 0 && done < scenarios.len() {
             let rest = scenarios.get(done..).unwrap_or_default();
             let Err(error) = self.some(rest, &mut done, results) else {
                 return;
             };
-            lives -= 1;
             let name = scenarios.get(done).map_or("", |scenario| scenario.name);
+            if spare > 0 && error.is::<EmulatorBroke>() {
+                spare -= 1;
+                say(&format!(
+                    "QEMU's emulator broke (a mistake of its own): {name} runs again"
+                ));
+                continue;
+            }
+            lives -= 1;
             let failure = Some(format!("the nested host broke while it ran this test: {error:#}"));
             let _ = results.send((
                 name.to_owned(),

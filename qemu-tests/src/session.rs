@@ -4,6 +4,8 @@
 //! KVM, or the same program with the same options inside the nested host, with everything passed through. Terminal and keys are in
 //! [`terminal`](crate::terminal), the log's file in [`logs`](crate::logs).
 
+mod nested;
+
 use std::fs;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,10 +19,7 @@ use crate::guest::Verdict;
 use crate::host::{self, Choice, Host};
 use crate::image::Format;
 use crate::logs::LogFile;
-use crate::nested::middle::{Ground, Middle};
-use crate::nested::wire::{Frame, Kind};
-use crate::nested::{Clock, Job, paths};
-use crate::progress::{Step, say};
+use crate::progress::say;
 use crate::qemu::{Accelerator, Machine, Start};
 use crate::scenarios::judge::status;
 use crate::terminal::{Filter, Terminal, read_keys};
@@ -36,10 +35,6 @@ const DEFAULT_TIMEOUT: u64 = 120;
 
 /// A year: no limit.
 const FOREVER: Duration = Duration::from_secs(366 * 24 * 3600);
-
-/// What a person should know who types into a guest that booted by UEFI in the nested host.
-const STEADY: &str =
-    "(one processor at a time, for the firmware's sake: answers take a second or two; --direct is faster)";
 
 /// Files that a job leaves for the outside.
 const LOG: &str = "guest.log";
@@ -78,7 +73,7 @@ pub fn boot(options: &cli::Boot, image: Option<&Path>) -> Result<bool> {
         (Host::Kvm, Some(program)) => openvmm_here(options, image, &[program.to_string_lossy().into_owned()]),
         (Host::Kvm, None) if !options.openvmm.is_empty() => openvmm_here(options, image, &options.openvmm),
         (Host::Kvm, None) => local(options, image, parts.or_else(|| options.uefi.parts()).as_ref()),
-        (Host::Nested, openvmm) => nested(options, image, parts.as_ref(), openvmm.as_deref()),
+        (Host::Nested, openvmm) => nested::run(options, image, parts.as_ref(), openvmm.as_deref()),
     }
 }
 
@@ -319,128 +314,6 @@ impl Console {
 impl Watcher for Console {
     fn text(&mut self, _vm: &mut Vm, bytes: &[u8]) -> Result<()> {
         self.show(bytes)
-    }
-}
-
-fn nested(options: &cli::Boot, image: &Path, parts: Option<&Parts>, openvmm: Option<&Path>) -> Result<bool> {
-    let ground = Ground::prepare()?;
-    let log = log_file(options)?;
-    let mut arguments: Vec<String> = ["run", "--host", "kvm", "--relayed"].map(str::to_owned).to_vec();
-    arguments.extend([
-        format!("--cpus={}", options.cpus),
-        format!("--memory={}", options.memory),
-    ]);
-    arguments.push(format!("--cmdline={}", options.cmdline));
-    if once(options) {
-        arguments.push("--once".to_owned());
-    }
-    if let Some(limit) = limit(options) {
-        arguments.push(format!("--timeout={}", limit.as_secs()));
-    }
-    let mut files = vec![("kernel".to_owned(), image.to_path_buf())];
-    if let Some(parts) = parts {
-        files.extend(parts.files());
-        arguments.extend(Parts::inside().arguments());
-    }
-    if let Some(program) = openvmm {
-        let along = openvmm::inside(program)?;
-        files.extend(along.files);
-        arguments.extend(along.program.iter().map(|word| format!("--openvmm={word}")));
-    }
-    arguments.extend(options.extra.iter().map(|word| format!("--argument={word}")));
-    arguments.push(format!("{}/kernel", paths::FILES));
-    let job = Job { arguments, input: true };
-    let clock = match (options.deterministic, parts.is_some(), once(options)) {
-        (true, _, _) | (_, true, true) => Clock::Deterministic,
-        (_, true, false) => Clock::Steady,
-        _ => Clock::Real,
-    };
-    let console = log.path().with_extension("middle.log");
-    let runner = std::env::current_exe()?;
-    let step = Step::start("starting the middle Linux, in which KVM has Hyper-V");
-    let mut middle = Middle::start(&ground, clock, &runner, vec![job], &files, &console)?;
-    let mut patience = Duration::from_secs(300);
-    let mut step = Some(step);
-    let mut terminal = None;
-    let mut text = log.file()?;
-    let mut shown = Console::default();
-    let mut firmware = None;
-    let (mut whole_log, mut failure) = (false, None);
-    loop {
-        let frame = middle.next(patience)?;
-        match frame.kind {
-            Kind::Up => {}
-            Kind::Begin => {
-                if let Some(step) = step.take() {
-                    step.done("the middle Linux is up");
-                    firmware = parts.map(|_| Step::start("UEFI firmware looks for the loader"));
-                }
-                patience = if once(options) {
-                    Duration::from_secs(900)
-                } else {
-                    FOREVER
-                };
-                if !once(options) {
-                    say(KEYS);
-                    if clock == Clock::Steady {
-                        say(STEADY);
-                    }
-                    terminal = Terminal::raw()?;
-                    let input = middle.input();
-                    std::thread::spawn(move || read_keys(&mut |key| input.send(&key_frame(key))));
-                }
-            }
-            Kind::Out => {
-                if let Some(step) = firmware.take() {
-                    step.done("the firmware is up");
-                }
-                text.write_all(&frame.payload)?;
-                shown.show(&frame.payload)?;
-            }
-            Kind::Err => {
-                let said = String::from_utf8_lossy(&frame.payload).trim_end().to_owned();
-                if !said.is_empty() {
-                    say(&said);
-                    failure = Some(said);
-                }
-            }
-            Kind::File => {
-                let end = frame
-                    .payload
-                    .iter()
-                    .position(|&byte| byte == 0)
-                    .context("a file without a name")?;
-                let (name, content) = frame.payload.split_at(end);
-                let content = content.get(1..).unwrap_or_default();
-                match (name, &options.report) {
-                    (name, Some(report)) if name == REPORT.as_bytes() => write_report(report, content)?,
-                    (name, _) if name == LOG.as_bytes() => {
-                        fs::write(log.path(), content)?;
-                        whole_log = true;
-                    }
-                    _ => {}
-                }
-            }
-            Kind::Exit => {
-                drop(terminal);
-                let ended = String::from_utf8_lossy(&frame.payload).into_owned();
-                middle.finish();
-                // "killed": the user left.
-                let good = ended == "0" || ended == "killed";
-                let why = (!good).then(|| failure.unwrap_or_else(|| format!("the runner inside ended with {ended}")));
-                debug_assert!(whole_log || ended == "killed");
-                conclude(why.as_deref(), options, log.path());
-                return Ok(good);
-            }
-            Kind::In | Kind::Stop | Kind::Trouble => {}
-        }
-    }
-}
-
-fn key_frame(key: Event) -> Frame {
-    match key {
-        Event::Typed(bytes) => Frame::new(Kind::In, 0, bytes),
-        _ => Frame::new(Kind::Stop, 0, ""),
     }
 }
 

@@ -42,6 +42,32 @@ impl Ground {
     }
 }
 
+/// What QEMU's emulator says when it breaks as in [`EmulatorBroke`].
+const ASSERTION: &str = "tcg_handle_interrupt: assertion failed";
+
+/// The error of [`Middle::next`] for an end that is QEMU's own fault and nobody else's: another start may well go to its end.
+///
+/// QEMU 10 writes the task priority (`mov cr8`) of a nested guest without its big lock; where an interrupt window is open just then, an
+/// assertion of the emulator ends it. UEFI firmware gets there now and then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmulatorBroke(String);
+
+impl EmulatorBroke {
+    /// With what is known of the end.
+    #[must_use]
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+impl std::fmt::Display for EmulatorBroke {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}\nThis is a mistake of QEMU's emulator: start it again.", self.0)
+    }
+}
+
+impl std::error::Error for EmulatorBroke {}
+
 /// A running middle Linux; dropping it ends it with everything inside.
 #[derive(Debug)]
 pub struct Middle {
@@ -153,7 +179,7 @@ impl Middle {
     ///
     /// # Errors
     ///
-    /// The middle Linux ended, hangs or is in trouble; the text has the end of its console.
+    /// The middle Linux ended, hangs or is in trouble; the text has the end of its console. [`EmulatorBroke`] if it was QEMU's fault.
     pub fn next(&mut self, patience: Duration) -> Result<Frame> {
         match self.frames.recv_timeout(patience) {
             Ok(Ok(frame)) if frame.kind == Kind::Trouble => {
@@ -166,14 +192,13 @@ impl Middle {
             Ok(Err(complaints)) => {
                 let status = self.child.wait_for(Duration::from_secs(5))?;
                 let status = status.map_or_else(|| "still running".to_owned(), |status| status.to_string());
-                let mut trouble = format!(
+                let is_assertion = complaints.contains(ASSERTION);
+                let trouble = format!(
                     "the middle Linux ended early ({status}) {complaints}\n{}",
                     self.last_words()
                 );
-                // QEMU 10's `mov cr8` under SVM, while an interrupt window is open: UEFI firmware does that now and then.
-                if trouble.contains("tcg_handle_interrupt: assertion failed") {
-                    trouble
-                        .push_str("\nThis is a mistake of QEMU's emulation, which is seldom met here: start it again.");
+                if is_assertion {
+                    bail!(EmulatorBroke::new(trouble));
                 }
                 bail!(trouble)
             }
@@ -203,5 +228,47 @@ impl Middle {
             tail(&String::from_utf8_lossy(&text), 12),
             self.console.display()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::Version;
+
+    /// What comes of a machine whose emulator says `complaint` and ends.
+    fn end_with(complaint: &str) -> anyhow::Error {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("base");
+        fs::write(&base, "").unwrap();
+        let script = format!("echo 'ERROR:accel/tcg/tcg-accel-ops.c:{complaint}' >&2; kill -ABRT $$");
+        let ground = Ground {
+            qemu: Qemu {
+                program: ["sh", "-c", &script].map(str::to_owned).to_vec(),
+                environment: Vec::new(),
+                firmware: Vec::new(),
+                version: Version::OLDEST_EMULATOR,
+            },
+            kernel: Kernel {
+                version: String::new(),
+                image: base.clone(),
+                modules: Vec::new(),
+            },
+            base,
+        };
+        let runner = std::env::current_exe().unwrap();
+        let console = folder.path().join("console");
+        let mut middle = Middle::start(&ground, Clock::Real, &runner, Vec::new(), &[], &console).unwrap();
+        middle.next(Duration::from_secs(60)).unwrap_err()
+    }
+
+    #[test]
+    fn the_emulators_own_mistake_is_told_from_other_ends() {
+        let error = end_with("79:tcg_handle_interrupt: assertion failed: (bql_locked())");
+        assert!(error.is::<EmulatorBroke>(), "{error:#}");
+        assert!(error.to_string().contains("bql_locked"), "{error:#}");
+        let error = end_with("80:something_else: assertion failed");
+        assert!(!error.is::<EmulatorBroke>(), "{error:#}");
+        assert!(error.to_string().contains("something_else"), "{error:#}");
     }
 }
