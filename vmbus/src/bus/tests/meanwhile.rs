@@ -14,7 +14,7 @@ struct Scene {
 }
 
 /// Every how many-th lock is tried.
-const STEP_BY: usize = if cfg!(miri) { 29 } else { 1 };
+const STEP_BY: usize = if cfg!(miri) { 61 } else { 1 };
 const LONG: Deadline = Deadline::seconds(1000);
 
 impl Scene {

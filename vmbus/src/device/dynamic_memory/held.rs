@@ -453,11 +453,12 @@ mod tests {
 
     #[test]
     fn removal_stops_when_its_steps_are_used_up_and_goes_on_from_there() {
+        const END: u64 = if cfg!(miri) { CHUNK_PAGES / 16 } else { 2 * CHUNK_PAGES };
         let mut held = HeldPages::new();
-        for page in (0..2 * CHUNK_PAGES).step_by(2) {
+        for page in (0..END).step_by(2) {
             hold(&mut held, range(page, 1));
         }
-        let (mut at, end, mut calls, mut given) = (0, 2 * CHUNK_PAGES, 0, 0);
+        let (mut at, end, mut calls, mut given) = (0, END, 0, 0);
         while at < end {
             let removal = held.remove(range(at, end - at), 100, |run| given += run.page_count());
             // At most one word more than asked for.
@@ -466,8 +467,8 @@ mod tests {
             at += removal.examined_pages;
             calls += 1;
         }
-        assert_eq!(given, CHUNK_PAGES);
-        assert!(calls > 200, "{calls}");
+        assert_eq!(given, END / 2);
+        assert!(calls > END / 2 / 164, "{calls}");
         assert_eq!(held.page_count(), 0);
     }
 

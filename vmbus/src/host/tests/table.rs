@@ -277,6 +277,7 @@ const BLOCKING_AND_ORDER: [&str; 31] = [
 const WITH_THREADS: [&str; 4] = ["std::thread::", "with_threads(&", " stream()", "asked_in("];
 
 #[test]
+#[cfg_attr(miri, ignore = "reads the sources")]
 fn statements_about_blocking_and_order_run_with_threads() {
     let all = sources();
     let bodies: Vec<&str> = all

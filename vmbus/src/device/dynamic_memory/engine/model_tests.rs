@@ -239,11 +239,11 @@ impl Host {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 200 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 200 }, ..ProptestConfig::default() })]
 
     #[test]
     fn q12_whatever_the_host_does_no_page_is_returned_that_is_not_held_and_none_is_lost(
-        actions in prop::collection::vec(action(), 1..60),
+        actions in prop::collection::vec(action(), 1..if cfg!(miri) { 12 } else { 60 }),
         longest_run in prop_oneof![Just(1_u64), Just(7), Just(512)],
         slice_steps in 1_u32..200,
         reserve in 0_u64..500,

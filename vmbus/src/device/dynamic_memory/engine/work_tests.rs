@@ -11,7 +11,7 @@ use crate::memory::Pfn;
 #[test]
 fn the_largest_request_of_fragmented_pages_is_answered_in_as_many_messages_as_it_takes() {
     // What QEMU asks for at most; fewer where each page costs a hundred times as much.
-    const PAGES: u64 = if cfg!(miri) { 2_000 } else { 585_728 };
+    const PAGES: u64 = if cfg!(miri) { 1_100 } else { 585_728 };
     // Every second page: no two can be joined.
     let mut engine = running(TestPool::with_free((0..2 * PAGES).step_by(2)));
     let mut sent = Sent::default();
@@ -237,10 +237,11 @@ fn giving_back_is_done_in_slices_and_the_next_request_waits_for_it() {
         slice_steps: 16,
         ..Config::default()
     };
+    let (held, given_back) = if cfg!(miri) { (300, 60) } else { (2000, 400) };
     let mut engine = running_with(config, TestPool::with_free((0..4000).step_by(2)));
     let mut sent = Sent::default();
-    deliver(&mut engine, &balloon_request(2000), &mut sent);
-    let ranges: Vec<(u64, u64)> = (0..400).map(|index| (index * 10, 5)).collect();
+    deliver(&mut engine, &balloon_request(held), &mut sent);
+    let ranges: Vec<(u64, u64)> = (0..given_back).map(|index| (index * 10, 5)).collect();
     sent.messages.clear();
     assert_eq!(engine.on_packet(&unballoon_request(&ranges, false)), Delivery::Taken);
     let mut slices = 0;
@@ -260,9 +261,9 @@ fn giving_back_is_done_in_slices_and_the_next_request_waits_for_it() {
             break;
         }
     }
-    assert!(slices > 50, "{slices}");
+    assert!(slices > given_back / 8, "{slices}");
     assert_eq!(sent.messages.len(), 1);
-    assert_eq!(engine.held().page_count(), 2000 - 400 * 3);
+    assert_eq!(engine.held().page_count(), u64::from(held) - given_back * 3);
 }
 
 #[test]

@@ -90,7 +90,8 @@ fn each_mistake_in_a_gpadl_is_noticed() {
 
 #[test]
 fn gpadls_of_all_sizes_are_put_together() {
-    for page_count in [1, 25, 26, 27, 54, 55, 82] {
+    let all = [1, 27, 55, 25, 26, 54, 82];
+    for &page_count in &all[..if cfg!(miri) { 3 } else { 7 }] {
         let (guest, channel) = connected(Personality::Qemu);
         let pages = SharedPages::allocate(guest.platform, page_count).unwrap();
         guest.gpadl(channel, 3, &pages);
