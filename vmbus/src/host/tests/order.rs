@@ -261,9 +261,32 @@ fn guesses_at_a_request_in_line_and_at_one_that_is_completed_change_nothing() {
     assert_eq!(pair.client.counters().outgoing_outstanding, 0);
     pair.close();
 
+    // In line, and a future waits for it.
+    let mut context = core::task::Context::from_waker(core::task::Waker::noop());
+    let pair = Pair::with(
+        |server| server,
+        |client| client.init_set_maximum_packet_count(32),
+        echo,
+        echo,
+    );
+    while pair.client.counters().ring_full == 0 {
+        pair.client.send(&[b'f'; 1000]).unwrap();
+    }
+    let mut request = Box::pin(pair.client.request(b"in line!", None));
+    assert!(request.as_mut().poll(&mut context).is_pending());
+    guess(&pair, b"guessed!");
+    assert_eq!(pair.client.counters().unknown_completions, 1);
+    assert!(request.as_mut().poll(&mut context).is_pending());
+    while pair.host.process() {}
+    let core::task::Poll::Ready(Ok(reply)) = request.as_mut().poll(&mut context) else {
+        panic!("completed")
+    };
+    assert_eq!(reply.payload(), b"in line!");
+    drop((reply, request));
+    pair.close();
+
     // Completed, and not looked at yet by the future that waits.
     let pair = Pair::new(hold);
-    let mut context = core::task::Context::from_waker(core::task::Waker::noop());
     let mut request = Box::pin(pair.client.request(b"x", None));
     assert!(request.as_mut().poll(&mut context).is_pending());
     pair.host.process();
