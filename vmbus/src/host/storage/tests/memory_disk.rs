@@ -28,7 +28,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Flush),
         1 => proptest::option::of(any::<u64>()).prop_map(Step::Cut),
     ];
-    proptest::collection::vec(step, 1..30)
+    proptest::collection::vec(step, 1..if cfg!(miri) { 5 } else { 30 })
 }
 
 proptest! {
