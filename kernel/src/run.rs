@@ -43,6 +43,10 @@ pub fn run() -> ! {
         Err(BusError::NotHyperV(_)) => {}
         Err(error) => log::error!("{error}"),
     }
+    // Before anything else that may panic: a panic ends the machine as well, and cannot look for the way.
+    if let Err(error) = power::prepare() {
+        log::debug!("the machine cannot be switched off: {error}");
+    }
     if let Err(error) = dynamic_memory::start() {
         log::error!("dynamic memory: {error}");
     }
@@ -58,9 +62,6 @@ pub fn run() -> ! {
         dynamic_memory::wish(Wish::Open);
         dynamic_memory::await_wish(Deadline::after_ms(DEVICES_MS));
         storage::await_disks(Deadline::after_ms(DEVICES_MS));
-    }
-    if let Err(error) = power::prepare() {
-        log::debug!("the machine cannot be switched off: {error}");
     }
     if let Some(path) = options.show {
         show(path);

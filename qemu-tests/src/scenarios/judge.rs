@@ -50,7 +50,7 @@ fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
         Expect::Pass | Expect::SilentPass => status::PASS,
         Expect::Panic => status::PANIC,
         Expect::NoHyperv => status::NO_HYPERV,
-        Expect::PowerOff | Expect::Reset(_) | Expect::NoKernel | Expect::Script => 0,
+        Expect::PanicOff | Expect::PowerOff | Expect::Reset(_) | Expect::NoKernel | Expect::Script => 0,
     };
     ensure!(
         outcome.status == Some(wanted),
@@ -72,6 +72,10 @@ fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
             );
         }
         Expect::Panic => panic_report(seen)?,
+        Expect::PanicOff => {
+            panic_report(seen)?;
+            ended_by_guest(seen, "guest-shutdown")?;
+        }
         Expect::PowerOff => ended_by_guest(seen, "guest-shutdown")?,
         Expect::Reset(way) => {
             ended_by_guest(seen, "guest-reset")?;
@@ -89,7 +93,7 @@ fn check(expect: Expect, seconds: u64, seen: &Seen) -> Result<()> {
         ),
         Expect::Script => {}
     }
-    if expect != Expect::Panic {
+    if !matches!(expect, Expect::Panic | Expect::PanicOff) {
         let panicked = outcome.events.iter().any(|(name, _)| name == "GUEST_PANICKED");
         ensure!(!panicked, "the guest reported a crash");
     }

@@ -384,6 +384,12 @@ fn direct() -> Vec<Scenario> {
             ..COMMON
         },
         Scenario {
+            name: "panic_power_off",
+            cmdline: "selftest=panic-task exit=poweroff",
+            expect: Expect::PanicOff,
+            ..COMMON
+        },
+        Scenario {
             name: "panic_bus_lock",
             cmdline: "selftest=panic-bus-lock",
             expect: Expect::Panic,

@@ -106,6 +106,8 @@ pub enum Expect {
     SilentPass,
     /// The guest panics as it was told to: its own status, and QEMU's event with the guest's own report in it.
     Panic,
+    /// The same, but it switches the machine off then.
+    PanicOff,
     /// There is no Hyper-V: the guest says what it found, and ends with the status for that.
     NoHyperv,
     /// The guest gives a verdict (any) and switches the machine off.
