@@ -514,7 +514,7 @@ fn epp_16_from_suspend_on_no_packet_comes_while_others_send_with_threads() {
     let pair = Pair::new(|_, _| ());
     with_threads(&pair.host, || {
         while_sending(&pair, || {
-            for _ in 0..20 {
+            for _ in 0..if cfg!(miri) { 2 } else { 20 } {
                 wait_until("packets", || pair.server.counters().packets_processed > 10);
                 pair.server.pause(SOON).unwrap();
                 std::thread::yield_now();
