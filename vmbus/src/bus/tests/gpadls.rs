@@ -1,10 +1,11 @@
 //! Memory shared on a channel.
 
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use super::*;
 use crate::bus::gpadls::{Gpadls, Parking, TornDown};
-use crate::bus::parked::Parked;
+use crate::bus::parked::{Kept, Parked};
 use crate::memory::{Pfn, SharedPages};
 use crate::platform::NotMapped;
 use crate::protocol::GpadlId;
@@ -461,4 +462,46 @@ fn g6_the_known_limit_is_that_of_the_hosts_version() {
         ..Config::default()
     };
     assert_eq!(own.gpadl_byte_limit(Version::V6_0), 7);
+}
+
+/// Counts its own end.
+struct Watched(Arc<AtomicU32>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn q4_what_a_channel_keeps_besides_its_one_thing_stays_lent_for_good() {
+    for is_closed_first in [false, true] {
+        let (ground, channel) = Ground::with_channel();
+        let bus = ground.connect();
+        let (opened, _) = open(&bus, channel);
+        let dropped = Arc::new(AtomicU32::new(0));
+        let keep = || opened.keep(Kept::new(Box::new(Watched(Arc::clone(&dropped))), 3));
+        let close = || {
+            ground.host.set_next_replies(11, Reply::Late(Duration::from_secs(5)), 1);
+            assert_eq!(opened.close(SECOND), Err(Error::TimedOut));
+        };
+        if is_closed_first {
+            close();
+        }
+        keep();
+        assert_eq!(bus.counters().lost_blocks, 0);
+        keep();
+        assert_eq!((dropped.load(Ordering::SeqCst), bus.counters().lost_blocks), (0, 3));
+        if !is_closed_first {
+            close();
+        }
+        ground.platform.advance(Duration::from_secs(6));
+        ground.settle(&bus);
+        assert_eq!(dropped.load(Ordering::SeqCst), 1, "the one that was kept");
+        keep();
+        assert_eq!(dropped.load(Ordering::SeqCst), 2, "the host has given it up");
+        assert_eq!(bus.counters().lost_blocks, 3);
+        drop(opened);
+        ground.finish(bus);
+    }
 }

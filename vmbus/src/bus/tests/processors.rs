@@ -256,6 +256,29 @@ fn c6_a_silent_host_keeps_the_earlier_target() {
     opened.close(SECOND).unwrap();
 }
 
+#[test]
+fn c6_an_answer_to_a_move_that_was_never_asked_for_moves_nothing() {
+    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
+    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+    let bus = ground.connect_with(Config {
+        processors: 2,
+        ..Config::default()
+    });
+    {
+        let _there = ground.platform.on_processor(1);
+        bus.processor_online(ProcessorIndex(1)).unwrap();
+    }
+    let (opened, _) = open(&bus, channel);
+    // Invalid parameter: for good.
+    ground.host.fail_posts(0x05, 1);
+    opened.retarget(ProcessorIndex(1), SECOND).unwrap_err();
+    let [a, b, c, d] = channel.0.to_le_bytes();
+    ground.host.send_raw(&[24, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, 0, 0, 0, 0]);
+    ground.settle(&bus);
+    assert_eq!(opened.target(), ProcessorIndex(0));
+    opened.close(SECOND).unwrap();
+}
+
 /// An interrupt comes while a callback runs, and the work that it asks for is done at once, by another worker of the same
 /// processor.
 struct Interrupted {
