@@ -571,6 +571,13 @@ impl ChannelCore {
         told
     }
 
+    /// The other end could not be told that the channel closes: it is not to be asked for the rings.
+    pub(super) fn stays_open_there(&self) {
+        if let Rings::Lent(id, ..) = &*self.rings.lock(self.bus.platform) {
+            self.bus.gpadls.stays_in_use(*id);
+        }
+    }
+
     /// The other end has agreed: callbacks may come.
     pub(super) fn opened(&self) {
         self.state.store(OPEN, Ordering::Release);
@@ -621,6 +628,8 @@ impl ChannelCore {
                 {
                     bus.table.owe_close(self.place);
                     bus.owe_memory(error, self.place, id);
+                } else {
+                    bus.gpadls.stays_in_use(id);
                 }
                 told
             } else {

@@ -22,6 +22,9 @@ struct Held {
     is_tearing_down: bool,
     /// The host was too busy to be asked: it is asked when it is parked, and the host takes it.
     is_owed: bool,
+    /// It is the rings of a channel that is open for the host, which could not be told that it closes: to ask for them is not allowed,
+    /// and its word would mean nothing.
+    is_in_use: bool,
     /// The host has given it up; its owner has not asked yet.
     is_confirmed: bool,
     parked: Option<Parked>,
@@ -125,6 +128,7 @@ impl Gpadls {
                 len_bytes,
                 is_tearing_down: false,
                 is_owed: false,
+                is_in_use: false,
                 is_confirmed: false,
                 parked: None,
                 free_at: None,
@@ -193,6 +197,24 @@ impl Gpadls {
     /// The host was asked, or cannot be.
     pub(super) fn paid(&self, id: GpadlId) {
         self.change(id, |held| held.is_owed = false);
+    }
+
+    /// The host is not to be asked for the rings of a channel that is open for it.
+    pub(super) fn stays_in_use(&self, id: GpadlId) {
+        self.change(id, |held| {
+            held.is_owed = false;
+            held.is_in_use = true;
+        });
+    }
+
+    /// As [`Gpadls::stays_in_use`], of all that a channel has that the host is to be asked for later.
+    pub(super) fn owed_stays_in_use(&self, channel: ChannelId) {
+        for held in self.lock().held.iter_mut().flatten() {
+            if held.channel == channel && held.is_owed {
+                held.is_owed = false;
+                held.is_in_use = true;
+            }
+        }
     }
 
     /// Keeps memory from use until the host gives it up, or until the time that `free_at` returns.
@@ -306,7 +328,7 @@ impl Gpadls {
     pub(super) fn next_live(&self) -> Option<(ChannelId, GpadlId)> {
         let state = self.lock();
         let mut live = state.held.iter().flatten();
-        live.find(|held| !held.is_tearing_down || held.is_owed)
+        live.find(|held| !held.is_in_use && (!held.is_tearing_down || held.is_owed))
             .map(|held| (held.channel, held.id))
     }
 

@@ -126,6 +126,15 @@ impl From<NotGranted> for Error {
     }
 }
 
+/// What became of a message that the host was too busy for before.
+enum Paid {
+    Told,
+    /// It is too busy still.
+    Later,
+    /// It does not take it.
+    Never,
+}
+
 impl BusInner {
     pub(super) fn new(
         hypervisor: &'static Hypervisor,
@@ -435,29 +444,49 @@ impl BusInner {
 
     fn pay_alone(&self) {
         while let Some((place, channel)) = self.table.next_owed() {
-            if !self.pay(&CloseChannel::new(channel).encode()) {
-                return;
+            match self.pay(&CloseChannel::new(channel).encode()) {
+                Paid::Told => {}
+                Paid::Later => return,
+                // It has the channel on, and with it the rings.
+                Paid::Never => self.gpadls.owed_stays_in_use(channel),
             }
             self.table.paid(place, channel);
         }
         while let Some((channel, id)) = self.gpadls.next_owed() {
-            if !self.pay(&GpadlTeardown::new(channel, id).encode()) {
+            if matches!(self.pay(&GpadlTeardown::new(channel, id).encode()), Paid::Later) {
                 return;
             }
             self.gpadls.paid(id);
         }
     }
 
-    /// Posts a message that the host was too busy for; returns false if it is still.
-    fn pay(&self, message: &MessageBytes) -> bool {
-        let posted = self.try_post(message.as_slice());
-        let is_busy = posted.is_err_and(|error| Self::is_busy(&error));
-        if is_busy {
-            self.counters.busy_posts.add_one();
-            let again_at = self.now().saturating_add(LAST_POST_DELAY);
-            self.pay_again_at.store(again_at.reference_units(), Ordering::Relaxed);
+    /// Posts a message that the host was too busy for.
+    fn pay(&self, message: &MessageBytes) -> Paid {
+        let Err(error) = self.try_post(message.as_slice()) else {
+            return Paid::Told;
+        };
+        if !Self::is_busy(&error) {
+            return Paid::Never;
         }
-        !is_busy
+        self.counters.busy_posts.add_one();
+        let again_at = self.now().saturating_add(LAST_POST_DELAY);
+        self.pay_again_at.store(again_at.reference_units(), Ordering::Relaxed);
+        Paid::Later
+    }
+
+    /// Tells a host that takes memory back piece by piece of the channels that it was too busy to be told of, at last.
+    pub(super) fn pay_closes(&self, until: Instant) {
+        let is_alone = !self.is_paying.swap(true, Ordering::AcqRel);
+        while let Some((place, channel)) = self.table.next_owed() {
+            let close = CloseChannel::new(channel).encode();
+            if !is_alone || self.post(&close, Some(until), None).is_err() {
+                self.gpadls.owed_stays_in_use(channel);
+            }
+            self.table.paid(place, channel);
+        }
+        if is_alone {
+            self.is_paying.store(false, Ordering::Release);
+        }
     }
 
     /// Tells the other ends that channel ids are free, as far as they take it now, and the operating system of offers that

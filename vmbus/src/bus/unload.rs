@@ -53,6 +53,7 @@ impl BusInner {
         self.close_channels(until);
         self.pay_debts();
         if !can_unload {
+            self.pay_closes(until);
             self.take_memory_back(until);
         }
         if !self.advance(Phase::Connected, Phase::Unloading) {
@@ -91,6 +92,7 @@ impl BusInner {
             if let Some(core) = self.table.enter(place, |_| true) {
                 if let Err(error) = core.tell_closed(Some(until)) {
                     log::warn!("{} could not be closed: {error}", core.id());
+                    core.stays_open_there();
                 }
                 core.leave();
             }

@@ -95,3 +95,37 @@ fn g4_what_an_old_host_was_too_busy_for_it_hears_before_the_connection_ends() {
     assert_eq!((ground.posts_of(7), ground.posts_of(11)), (2, 1));
     assert_eq!(bus.shared_bytes(), 0);
 }
+
+#[test]
+fn g3_the_rings_of_a_channel_that_the_host_could_not_be_told_of_are_not_asked_for() {
+    // For good, and for longer than the end of the connection may take.
+    for (status, times) in [(5, 1), (BUSY, 200)] {
+        for is_dropped in [false, true] {
+            // Before 3.0 memory is taken back piece by piece.
+            let ground = Ground::new(model::Config::new(Personality::HyperV).max_version(0x2_0004));
+            let id = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
+            let bus = ground.connect();
+            let (opened, _) = open(&bus, id);
+            let mut kept = Some(opened);
+            ground.host.fail_posts(status, times);
+            if is_dropped {
+                drop(kept.take());
+            }
+            let _ = bus.disconnect(Deadline::millis(100));
+            assert_eq!(ground.posts_of(11), 0, "{status:#x} {is_dropped}");
+        }
+    }
+    // A host that had no time first, and does not take it then.
+    let (ground, id) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, id);
+    ground.host.fail_posts(BUSY, 1);
+    ground.host.fail_posts(5, 1);
+    drop(opened);
+    settle_later(ground, &bus);
+    // Both in vain.
+    assert_eq!((ground.posts_of(7), ground.posts_of(11)), (2, 0));
+    assert_eq!(bus.counters().parked_blocks, 1);
+    bus.disconnect(SECOND).unwrap();
+    assert_eq!(bus.counters().unparked_blocks, 1, "with the connection");
+}
