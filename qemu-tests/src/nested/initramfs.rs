@@ -187,7 +187,9 @@ fn firmware(qemu: &Qemu) -> Result<Vec<(String, PathBuf)>> {
 ///
 /// A file that cannot be read or written.
 pub fn assemble(base: &Path, runner: &Path, plan: &Plan, files: &[(String, PathBuf)]) -> Result<File> {
-    let mut to = tempfile::tempfile_in(tools::folder()).context("cannot make a temporary file in the tools folder")?;
+    let folder = tools::folder();
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut to = tempfile::tempfile_in(folder).context("cannot make a temporary file in the tools folder")?;
     std::io::copy(&mut File::open(base)?, &mut to).with_context(|| format!("cannot copy {}", base.display()))?;
     let mut archive = Archive::new(BufWriter::new(&to));
     // Debug information would be most of it.
