@@ -587,6 +587,27 @@ fn epp_9_pausing_waits_until_another_thread_completes_with_threads() {
 }
 
 #[test]
+fn epp_9_pausing_waits_for_a_callback_that_runs_on_another_thread() {
+    let pair = Pair::new(|channel, packet| {
+        set(channel, 1);
+        wait_until("leave to end", || get(channel) == 2);
+        packet.complete(&[]).unwrap();
+    });
+    with_threads(&pair.host, || {
+        pair.client.send(b"x").unwrap();
+        wait_until("the callback", || get(&pair.server) == 1);
+        std::thread::scope(|scope| {
+            let pausing = scope.spawn(|| pair.server.pause(SOON));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!pausing.is_finished());
+            set(&pair.server, 2);
+            assert_eq!(pausing.join().unwrap(), Ok(()));
+        });
+    });
+    pair.close();
+}
+
+#[test]
 fn of_two_clients_that_want_an_offer_one_gets_it() {
     let (host, platform) = host();
     let server = server_with(&host, echo).enable(SOON).unwrap();
