@@ -22,11 +22,10 @@ use crate::fallible::try_vec_of;
 use crate::hyperv::{HypercallError, Hypervisor, MessageInput};
 use crate::memory::SharedPages;
 use crate::platform::{ProcessorIndex, TimedOut, Wait};
-use crate::protocol::channel::{CloseChannel, RelIdReleased};
+use crate::protocol::channel::RelIdReleased;
 use crate::protocol::contact::FeatureFlags;
-use crate::protocol::gpadl::GpadlTeardown;
 use crate::protocol::message::CHANNEL_MESSAGE;
-use crate::protocol::{ChannelId, ChannelMessage, ConnectionId, GpadlId, MessageBytes, Version, VpIndex};
+use crate::protocol::{ChannelId, ChannelMessage, ConnectionId, MessageBytes, Version, VpIndex};
 use crate::sync::Lock;
 use crate::{Deadline, Instant, Platform};
 
@@ -62,7 +61,7 @@ pub(super) struct HostPages {
 
 /// Delays between attempts to post: from the first to the last, doubling.
 const FIRST_POST_DELAY: Duration = Duration::from_micros(10);
-const LAST_POST_DELAY: Duration = Duration::from_millis(10);
+pub(super) const LAST_POST_DELAY: Duration = Duration::from_millis(10);
 /// Where the bits of channels for the host begin in the interrupt page.
 const GUEST_TO_HOST_BITS: usize = 2048;
 /// How many offers that have been withdrawn are given back in one go.
@@ -85,9 +84,9 @@ pub(super) struct BusInner {
     pub(super) is_in_emergency: AtomicBool,
     pages: Option<HostPages>,
     /// Somebody tells the host what it was too busy for.
-    is_paying: AtomicBool,
+    pub(super) is_paying: AtomicBool,
     /// When it may be tried again, in reference units.
-    pay_again_at: AtomicU64,
+    pub(super) pay_again_at: AtomicU64,
     /// Held while a message is taken and its effects are made: they happen in the order of the messages.
     pub(super) messages: Lock<()>,
     pub(super) processors: Vec<Processor>,
@@ -124,15 +123,6 @@ impl From<NotGranted> for Error {
     fn from(failure: NotGranted) -> Self {
         failure.error
     }
-}
-
-/// What became of a message that the host was too busy for before.
-enum Paid {
-    Told,
-    /// It is too busy still.
-    Later,
-    /// It does not take it.
-    Never,
 }
 
 impl BusInner {
@@ -405,87 +395,6 @@ impl BusInner {
                 return outcome;
             }
             delay = delay.saturating_mul(2).min(LAST_POST_DELAY);
-        }
-    }
-
-    /// Returns true for an error of posting that may be gone a moment later.
-    pub(super) const fn is_busy(error: &Error) -> bool {
-        match error {
-            Error::TimedOut | Error::Hypercall(HypercallError::InvalidConnection) => true,
-            Error::Hypercall(error) => error.is_transient(),
-            _ => false,
-        }
-    }
-
-    /// Has the host asked for memory later, if it was too busy to be asked.
-    pub(super) fn owe_memory(&self, error: &Error, place: usize, id: GpadlId) {
-        if Self::is_busy(error) {
-            self.gpadls.owe(id, || self.table.is_rescinded(place));
-        }
-    }
-
-    /// Tells the host what it was too busy for, as far as it takes it now: that channels are closed, and then that memory is wanted back.
-    /// Never waits.
-    pub(super) fn pay_debts(&self) {
-        if !self.table.has_debts() && !self.gpadls.has_debts() {
-            return;
-        }
-        // Relaxed: a time by itself. Whoever waits looks very often, and such a host is to be left alone for a while.
-        if self.now().reference_units() < self.pay_again_at.load(Ordering::Relaxed) {
-            return;
-        }
-        // One at a time: no memory is asked for before the host knows that its channel is closed.
-        if self.is_paying.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.pay_alone();
-        self.is_paying.store(false, Ordering::Release);
-    }
-
-    fn pay_alone(&self) {
-        while let Some((place, channel)) = self.table.next_owed() {
-            match self.pay(&CloseChannel::new(channel).encode()) {
-                Paid::Told => {}
-                Paid::Later => return,
-                // It has the channel on, and with it the rings.
-                Paid::Never => self.gpadls.owed_stays_in_use(channel),
-            }
-            self.table.paid(place, channel);
-        }
-        while let Some((channel, id)) = self.gpadls.next_owed() {
-            if matches!(self.pay(&GpadlTeardown::new(channel, id).encode()), Paid::Later) {
-                return;
-            }
-            self.gpadls.paid(id);
-        }
-    }
-
-    /// Posts a message that the host was too busy for.
-    fn pay(&self, message: &MessageBytes) -> Paid {
-        let Err(error) = self.try_post(message.as_slice()) else {
-            return Paid::Told;
-        };
-        if !Self::is_busy(&error) {
-            return Paid::Never;
-        }
-        self.counters.busy_posts.add_one();
-        let again_at = self.now().saturating_add(LAST_POST_DELAY);
-        self.pay_again_at.store(again_at.reference_units(), Ordering::Relaxed);
-        Paid::Later
-    }
-
-    /// Tells a host that takes memory back piece by piece of the channels that it was too busy to be told of, at last.
-    pub(super) fn pay_closes(&self, until: Instant) {
-        let is_alone = !self.is_paying.swap(true, Ordering::AcqRel);
-        while let Some((place, channel)) = self.table.next_owed() {
-            let close = CloseChannel::new(channel).encode();
-            if !is_alone || self.post(&close, Some(until), None).is_err() {
-                self.gpadls.owed_stays_in_use(channel);
-            }
-            self.table.paid(place, channel);
-        }
-        if is_alone {
-            self.is_paying.store(false, Ordering::Release);
         }
     }
 

@@ -41,6 +41,7 @@ mod channel;
 mod config;
 mod connect;
 mod counters;
+mod debts;
 mod dispatch;
 mod error;
 mod gpadl;
