@@ -299,7 +299,6 @@ const REST_OF_RINGS: &[&str] = &["a_ring_is_a_queue", "what_is_stored_is_loaded_
 
 /// Functions that take bytes which are this kernel's own, on their way out or in a test.
 const OURS: &[(&str, &str)] = &[
-    ("host/rings.rs", "forge"),
     ("host/storage/controller.rs", "send_stray_answer"),
     ("host/storage/controller.rs", "send_unasked_bytes"),
     ("host/storage/fault.rs", "data"),
