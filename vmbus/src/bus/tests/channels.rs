@@ -561,3 +561,25 @@ fn a_host_that_stays_busy_is_given_up_at_the_callers_deadline_or_after_the_confi
         assert!((took..=took + 1).contains(&waited), "{waited} s");
     }
 }
+
+#[test]
+fn a_host_is_not_told_of_a_channel_that_it_has_withdrawn_while_it_was_being_closed() {
+    let (ground, channel) = Ground::with_channel();
+    let bus = ground.connect();
+    let (opened, _) = open(&bus, channel);
+    // As in the middle of a closing: nobody tells the channel of anything any more.
+    bus.0.table.clear_open(0);
+    ground.host.rescind(channel.0);
+    bus.look_at_messages();
+    opened.close(SECOND).unwrap();
+    assert_eq!(ground.posts_of(7), 0);
+}
+
+#[test]
+fn what_is_lost_elsewhere_is_counted_with_the_rest() {
+    let (ground, _) = Ground::with_channel();
+    let bus = ground.connect();
+    bus.note_lost(3);
+    assert_eq!(bus.counters().lost_blocks, 3);
+    ground.finish(bus);
+}

@@ -142,6 +142,20 @@ fn a_future_is_woken_when_the_ring_breaks() {
 }
 
 #[test]
+fn a_future_is_woken_when_the_channel_is_disabled() {
+    let both = Loopback::echo().unwrap();
+    let channel = both.open().unwrap();
+    let (hook, waker) = Hook::waker(|_| ());
+    let mut context = core::task::Context::from_waker(&waker);
+    let mut request = pin!(channel.request(b"question", None));
+    assert!(request.as_mut().poll(&mut context).is_pending());
+    channel.clone().disable(Deadline::seconds(1)).unwrap();
+    assert_eq!(hook.wakes.load(SeqCst), 1);
+    let poll = request.as_mut().poll(&mut context);
+    assert!(matches!(poll, Poll::Ready(Err(refused)) if refused.error == Error::Gone(Gone::Disabled)));
+}
+
+#[test]
 fn a_future_is_told_of_a_ring_that_breaks_while_it_is_polled() {
     let both = breaking();
     let channel = both.open().unwrap();
