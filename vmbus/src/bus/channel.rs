@@ -623,15 +623,7 @@ impl ChannelCore {
             // A host that could not be told still has the channel open, and its word about the memory would mean nothing.
             let is_open_there = told.is_err() && !bus.is_given_up() && !self.is_withdrawn();
             let given_up = if is_open_there {
-                if let Err(error) = &told
-                    && BusInner::is_busy(error)
-                {
-                    bus.table.owe_close(self.place);
-                    bus.owe_memory(error, self.place, id);
-                } else {
-                    bus.gpadls.stays_in_use(id);
-                }
-                told
+                told.inspect_err(|error| bus.note_untold(error, self.place, id))
             } else {
                 bus.teardown(&self.offer, self.place, id, until)
             };

@@ -32,6 +32,17 @@ impl BusInner {
         }
     }
 
+    /// The host was not told that a channel closes, and has it open with these rings: it is told later if it was too busy, and
+    /// otherwise it is not to be asked for the rings.
+    pub(super) fn note_untold(&self, error: &Error, place: usize, rings: GpadlId) {
+        if Self::is_busy(error) {
+            self.table.owe_close(place);
+            self.owe_memory(error, place, rings);
+        } else {
+            self.gpadls.stays_in_use(rings);
+        }
+    }
+
     /// Has the host asked for memory later, if it was too busy to be asked.
     pub(super) fn owe_memory(&self, error: &Error, place: usize, id: GpadlId) {
         if Self::is_busy(error) {

@@ -19,7 +19,8 @@ mod tests;
 /// An enabled channel (KMCL: an enabled `VMBCHANNEL`), as a driver holds it and gets it in callbacks.
 ///
 /// Clones are handles of the same channel; when the last one is dropped, the channel is closed as well as can be without
-/// waiting long: in its own callback as soon as that has ended, and otherwise at the latest with the last packet that the driver holds. `C` is the driver's own data about the channel, see [`context`](Self::context).
+/// waiting long: in its own callback as soon as that has ended, and otherwise at the latest with the last packet that the driver
+/// holds. `C` is the driver's own data about the channel, see [`context`](Self::context).
 ///
 /// Made by [`Channel::allocate_client`], initialised, and enabled:
 ///

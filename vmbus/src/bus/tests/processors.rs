@@ -209,15 +209,7 @@ fn c6_both_processors_look_when_a_channel_has_moved() {
 
 #[test]
 fn c11_what_has_come_to_a_processor_is_honoured_before_it_leaves() {
-    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
-    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-    let bus = ground.connect_with(Config {
-        processors: 2,
-        ..Config::default()
-    });
-    let there = ground.platform.on_processor(1);
-    bus.processor_online(ProcessorIndex(1)).unwrap();
-    drop(there);
+    let (ground, bus, channel) = two_processors();
     let (opened, recorder) = open(&bus, channel);
     ground.settle(&bus);
     // Only the processor itself can leave.
@@ -237,8 +229,8 @@ fn c11_what_has_come_to_a_processor_is_honoured_before_it_leaves() {
     ground.finish(bus);
 }
 
-#[test]
-fn c6_a_silent_host_keeps_the_earlier_target() {
+/// A bus on two processors, and a channel that is offered.
+fn two_processors() -> (Ground, Bus, ChannelId) {
     let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
     let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
     let bus = ground.connect_with(Config {
@@ -249,6 +241,12 @@ fn c6_a_silent_host_keeps_the_earlier_target() {
         let _there = ground.platform.on_processor(1);
         bus.processor_online(ProcessorIndex(1)).unwrap();
     }
+    (ground, bus, channel)
+}
+
+#[test]
+fn c6_a_silent_host_keeps_the_earlier_target() {
+    let (ground, bus, channel) = two_processors();
     let (opened, _) = open(&bus, channel);
     ground.host.set_next_replies(22, Reply::Silent, 1);
     assert_eq!(opened.retarget(ProcessorIndex(1), SECOND), Err(Error::TimedOut));
@@ -258,16 +256,7 @@ fn c6_a_silent_host_keeps_the_earlier_target() {
 
 #[test]
 fn c6_an_answer_to_a_move_that_was_never_asked_for_moves_nothing() {
-    let ground = Ground::new(model::Config::with_processors(Personality::HyperV, 2));
-    let channel = ChannelId(ground.host.offer(model::Offer::new(CLASS, INSTANCE)));
-    let bus = ground.connect_with(Config {
-        processors: 2,
-        ..Config::default()
-    });
-    {
-        let _there = ground.platform.on_processor(1);
-        bus.processor_online(ProcessorIndex(1)).unwrap();
-    }
+    let (ground, bus, channel) = two_processors();
     let (opened, _) = open(&bus, channel);
     // Invalid parameter: for good.
     ground.host.fail_posts(0x05, 1);

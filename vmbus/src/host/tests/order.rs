@@ -232,6 +232,20 @@ fn a_completion_for_a_request_that_still_waits_in_line_is_a_guess() {
     pair.close();
 }
 
+/// A client that has sent until there was no room, to a server that meets each packet so.
+fn with_full_ring(handler: impl Fn(&End, IncomingPacket<Arc<Log>>) + Send + Sync + 'static) -> Pair {
+    let pair = Pair::with(
+        |server| server,
+        |client| client.init_set_maximum_packet_count(32),
+        handler,
+        echo,
+    );
+    while pair.client.counters().ring_full == 0 {
+        pair.client.send(&[b'f'; 1000]).unwrap();
+    }
+    pair
+}
+
 #[test]
 fn guesses_at_a_request_in_line_and_at_one_that_is_completed_change_nothing() {
     let first_id = Header::completion(1 << 32);
@@ -240,15 +254,7 @@ fn guesses_at_a_request_in_line_and_at_one_that_is_completed_change_nothing() {
         pair.client.process();
     };
     // In line: what it lends is not the server's to know either.
-    let pair = Pair::with(
-        |server| server,
-        |client| client.init_set_maximum_packet_count(32),
-        hold,
-        echo,
-    );
-    while pair.client.counters().ring_full == 0 {
-        pair.client.send(&[b'f'; 1000]).unwrap();
-    }
+    let pair = with_full_ring(hold);
     let packet = pair.client.packet_allocate().unwrap();
     packet.send(b"in line!", Some(pair.mdl(b"lent")), FLAGS).unwrap();
     assert!(pair.client.core().lent(1 << 32).is_none());
@@ -263,15 +269,7 @@ fn guesses_at_a_request_in_line_and_at_one_that_is_completed_change_nothing() {
 
     // In line, and a future waits for it.
     let mut context = core::task::Context::from_waker(core::task::Waker::noop());
-    let pair = Pair::with(
-        |server| server,
-        |client| client.init_set_maximum_packet_count(32),
-        echo,
-        echo,
-    );
-    while pair.client.counters().ring_full == 0 {
-        pair.client.send(&[b'f'; 1000]).unwrap();
-    }
+    let pair = with_full_ring(echo);
     let mut request = Box::pin(pair.client.request(b"in line!", None));
     assert!(request.as_mut().poll(&mut context).is_pending());
     guess(&pair, b"guessed!");
